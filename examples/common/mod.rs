@@ -1,0 +1,90 @@
+//! What the examples share: the flags of the echo servers, and waiting for the end.
+#![allow(dead_code, reason = "each example uses a part of it")]
+
+use anabranch::os::{Signal, SignalKind};
+use anabranch::{Backend, BackendReport, Config, Context, spawn, yield_now};
+use clap::Parser;
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::Poll;
+
+/// Flags of an echo server.
+#[derive(Parser, Clone, Debug)]
+pub(crate) struct Flags {
+    /// Address to listen on.
+    #[arg(long, default_value = "127.0.0.1:7000")]
+    pub(crate) addr: SocketAddr,
+    /// Protocol.
+    #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
+    pub(crate) proto: String,
+    /// Bytes of one receive buffer.
+    #[arg(long, default_value_t = 16384, value_parser = clap::value_parser!(u64).range(512..=1 << 24))]
+    pub(crate) size: u64,
+    /// Shards; one thread each.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) shards: u64,
+    /// Backend.
+    #[arg(long, default_value = "auto")]
+    pub(crate) backend: Backend,
+    /// Print nothing.
+    #[arg(long)]
+    pub(crate) quiet: bool,
+}
+
+impl Flags {
+    /// Says where the server listens, and on which backend.
+    pub(crate) fn announce(&self, report: &BackendReport, bound: SocketAddr) {
+        if !self.quiet {
+            println!("{report}");
+            println!("echoing {} on {bound}", self.proto);
+        }
+    }
+
+    /// The configuration of a shard.
+    pub(crate) fn config(&self) -> Config {
+        // A datagram shares its buffer with its sender's address.
+        let extra = if self.proto == "udp" { 64 } else { 0 };
+        Config::new()
+            .backend(self.backend)
+            .with_limits(|limits| limits.buffer_bytes = self.size as usize + extra)
+    }
+}
+
+/// Completes at SIGINT or SIGTERM.
+pub(crate) async fn asked_to_end() -> io::Result<()> {
+    let (mut interrupt, mut terminate) =
+        (Signal::new(SignalKind::Interrupt)?, Signal::new(SignalKind::Terminate)?);
+    either(interrupt.recv(), terminate.recv()).await
+}
+
+/// Runs `main` until it ends by itself, or SIGINT or SIGTERM arrives; it is dropped then.
+pub(crate) async fn until_asked_to_end(main: impl Future<Output = io::Result<()>>) -> io::Result<()> {
+    // The signals are heard before `main` says that it is there.
+    either(asked_to_end(), main).await
+}
+
+/// The output of whichever completes first; the other is dropped. The first one is looked at first.
+pub(crate) async fn either<T>(first: impl Future<Output = T>, second: impl Future<Output = T>) -> T {
+    let (mut first, mut second) = (pin!(first), pin!(second));
+    poll_fn(|task| match first.as_mut().poll(task) {
+        Poll::Pending => second.as_mut().poll(task),
+        output => output,
+    })
+    .await
+}
+
+/// Stops the group when SIGINT or SIGTERM arrives; both are heard when this has completed.
+pub(crate) async fn stop_when_asked(context: &Context) {
+    if context.index() == 0 {
+        let context = context.clone();
+        spawn(async move {
+            let _ = asked_to_end().await;
+            context.stop();
+        })
+        .detach();
+        // The new task runs first and registers.
+        yield_now().await;
+    }
+}

@@ -1,0 +1,70 @@
+#!/usr/bin/env bash
+# What happens where io_uring is forbidden: the tests with its system calls refused as container profiles and
+# old kernels refuse them, and the proof that ANABRANCH_BACKEND=readiness makes none of these calls at all.
+#
+# usage: scripts/blocked.sh [CARGO TEST TARGETS...]     default: the unit tests and every file of tests/ but tidy
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+tests=("$@")
+if [ ${#tests[@]} = 0 ]; then
+    tests=(--lib)
+    for file in tests/*.rs; do
+        name=$(basename "$file" .rs)
+        [ "$name" = tidy ] || tests+=(--test "$name")
+    done
+fi
+
+[ "$(uname -s)" = Linux ] || not_run "seccomp is a facility of Linux"
+need cc gcc || not_run "no C compiler for scripts/blockring.c"
+mkdir -p "$target"
+blockring=$PWD/$target/blockring
+case $target in /*) blockring=$target/blockring ;; esac
+cc -O2 -Wall -Wextra -o "$blockring" scripts/blockring.c
+code=0
+"$blockring" EPERM true || code=$?
+[ "$code" = 0 ] || not_run "this machine installs no seccomp filter"
+
+cargo test --no-run "${tests[@]}"
+for error in EPERM ENOSYS; do
+    say "tests with io_uring refused: $error"
+    log=$(mktemp)
+    "$blockring" "$error" cargo test "${tests[@]}" 2>&1 | tee "$log"
+    grep -qE '^test result: ok\. [1-9]' "$log" || fail "no test ran under $error"
+    rm -f "$log"
+done
+
+build_echo
+for error in EPERM ENOSYS ENOMEM; do
+    say "echo with io_uring refused: $error"
+    serve 2500 "$blockring" "$error" "$echo_example" --backend auto || { cat "$served"; fail "echo does not serve under $error"; }
+    cat "$served"
+    grep -qi readiness "$served" || fail "the report does not name the readiness backend"
+done
+
+export ANABRANCH_BACKEND=readiness
+say "ANABRANCH_BACKEND=readiness where an io_uring call kills"
+serve 2500 "$blockring" KILL "$echo_example" || { cat "$served"; fail "an io_uring call was made, or echo does not serve"; }
+say "it serves"
+
+need strace || not_run "strace is missing (the checks above passed)"
+# -D: the server is our child and strace stands aside, so that a signal reaches the server.
+calls=$(mktemp)
+traced=(strace -D -f -o "$calls" -e trace=io_uring_setup,io_uring_enter,io_uring_register)
+serve 5000 "${traced[@]}" "$echo_example" || { cat "$served"; fail "echo does not serve under strace"; }
+sleep 0.3
+count=$(grep -c io_uring_ "$calls" || true)
+say "io_uring calls with ANABRANCH_BACKEND=readiness: $count"
+[ "$count" = 0 ] || { head "$calls"; fail "there must be none"; }
+
+# The same count must be able to be another one.
+unset ANABRANCH_BACKEND
+if serve 5000 "${traced[@]}" "$echo_example" --backend uring; then
+    sleep 0.3
+    count=$(grep -c io_uring_ "$calls" || true)
+    say "io_uring calls with --backend uring, for comparison: $count"
+    [ "$count" -gt 0 ] || fail "the trace does not see io_uring calls, so the zero above proves nothing"
+else
+    cat "$served"
+    not_run "this machine has no io_uring, so the trace could not be shown to see its calls (the checks above passed)"
+fi
+rm -f "$calls" "$served"

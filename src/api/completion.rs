@@ -1,0 +1,298 @@
+//! The completion API: submissions with tags, and a poll. No futures, no tasks needed.
+//!
+//! Each accepted submission gets exactly one completion that is its last (`more` is false). Completions are
+//! delivered by [`Shard::poll`] only, never from inside a submission, and the callback may submit again.
+#![forbid(unsafe_code)]
+
+use super::tcp::{inet, listen};
+use super::time::far;
+use super::udp::{check_length, socket};
+use crate::buf::Payload;
+use crate::error::{Error, Full};
+use crate::shard::{
+    Close, Common, Completion, EndpointId, Engine, Entered, Event, Kind, Listener, Shard, State, Stream,
+    Timer, Waiter,
+};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::io;
+use std::net::{Shutdown, SocketAddr};
+use std::time::Duration;
+
+impl Shard {
+    fn state<R>(&self, work: impl FnOnce(&mut State) -> R) -> Result<R, Error> {
+        self.core.with(work)
+    }
+
+    /// Listens on a TCP address.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub fn listen(&self, address: SocketAddr) -> io::Result<EndpointId> {
+        self.open_listener(listen(address, false)?)
+    }
+
+    /// Listens on a TCP address together with others (SO_REUSEPORT): the kernel spreads connections over them.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub fn listen_shared(&self, address: SocketAddr) -> io::Result<EndpointId> {
+        self.open_listener(listen(address, true)?)
+    }
+
+    fn open_listener(&self, socket: Socket) -> io::Result<EndpointId> {
+        self.state(|state| state.open_listener(Some(socket.into()), Listener::new(None)))?
+    }
+
+    /// Binds a UDP socket; `shared` sets SO_REUSEPORT.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub fn bind_udp(&self, address: SocketAddr, shared: bool) -> io::Result<EndpointId> {
+        let socket = socket(address, shared)?;
+        self.state(|state| state.open(socket.into(), Kind::Datagrams(Box::default())))?
+    }
+
+    /// Takes a connected stream socket under the shard's care.
+    ///
+    /// # Errors
+    ///
+    /// If the shard has [`Limits::endpoints_max`](crate::Limits) endpoints.
+    pub fn adopt_stream(&self, socket: impl Into<std::os::fd::OwnedFd>) -> io::Result<EndpointId> {
+        self.state(|state| state.open(socket.into(), Kind::Stream(Stream::default())))?
+    }
+
+    /// The local address of an endpoint.
+    ///
+    /// # Errors
+    ///
+    /// If it is closed.
+    pub fn local_addr(&self, id: EndpointId) -> io::Result<SocketAddr> {
+        super::stream::on_socket(&self.core, id, |socket| inet(socket.local_addr()?))
+    }
+
+    /// The address of a connection's peer.
+    ///
+    /// # Errors
+    ///
+    /// If it is closed.
+    pub fn peer_addr(&self, id: EndpointId) -> io::Result<SocketAddr> {
+        super::stream::on_socket(&self.core, id, |socket| inet(socket.peer_addr()?))
+    }
+
+    /// Accepts one connection: [`Event::Accepted`](crate::Event::Accepted).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such listener.
+    pub fn submit_accept(&self, listener: EndpointId, tag: u64) -> Result<(), Error> {
+        self.accept(listener, tag, false)
+    }
+
+    /// Accepts connections until the listener closes: an [`Event::Accepted`](crate::Event::Accepted) each, with `more` set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such listener.
+    pub fn submit_accept_multi(&self, listener: EndpointId, tag: u64) -> Result<(), Error> {
+        self.accept(listener, tag, true)
+    }
+
+    fn accept(&self, id: EndpointId, tag: u64, standing: bool) -> Result<(), Error> {
+        self.state(|state| {
+            let begun = state.listener_mut(id, |listener, core, engine| {
+                listener.submit_accept(core, engine, tag, standing)
+            });
+            // What waited is told now, so that nothing done next can end the submission before it.
+            state.settle_arrivals();
+            begun
+        })?
+    }
+
+    /// Connects to a TCP address: [`Event::Connected`](crate::Event::Connected). The endpoint may be used for sending at once; the bytes
+    /// leave when it is connected.
+    ///
+    /// # Errors
+    ///
+    /// If no socket can be had.
+    pub fn submit_connect(&self, address: SocketAddr, tag: u64) -> io::Result<EndpointId> {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let _ = socket.set_tcp_nodelay(true);
+        let stream = Stream::connecting(address.into(), Waiter::Tag(tag));
+        self.state(|state| state.open(socket.into(), Kind::Stream(stream)))?
+    }
+
+    /// Receives once: [`Event::Received`](crate::Event::Received), or [`Event::End`](crate::Event::End). One receive at a time waits on a connection.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such connection; [`Error::Io`] of kind `AlreadyExists` if a receive waits.
+    pub fn submit_recv(&self, id: EndpointId, tag: u64) -> Result<(), Error> {
+        self.recv(id, Waiter::Tag(tag))
+    }
+
+    /// Receives until the stream ends: an [`Event::Received`](crate::Event::Received) each time, with `more` set, at last
+    /// [`Event::End`](crate::Event::End) or [`Event::Failed`](crate::Event::Failed).
+    ///
+    /// # Errors
+    ///
+    /// As [`submit_recv`](Self::submit_recv).
+    pub fn submit_recv_multi(&self, id: EndpointId, tag: u64) -> Result<(), Error> {
+        self.recv(id, Waiter::Standing(tag))
+    }
+
+    fn recv(&self, id: EndpointId, waiter: Waiter) -> Result<(), Error> {
+        let free = self.state(|state| {
+            state.stream(id, |stream, core, engine| {
+                if core.is_open() { Ok(stream.submit_read(core, engine, waiter)) } else { Err(Error::Closed) }
+            })
+        })???;
+        if free { Ok(()) } else { Err(Error::Io(io::ErrorKind::AlreadyExists.into())) }
+    }
+
+    /// Sends a payload, whole, after what was submitted before: [`Event::Sent`](crate::Event::Sent) when all of it is with the kernel.
+    ///
+    /// # Errors
+    ///
+    /// Outside: [`Full`], with the payload, above [`Limits::outbound_bytes_max`](crate::Limits). Inside: the error of the
+    /// connection.
+    pub fn submit_send(
+        &self,
+        id: EndpointId,
+        payload: impl Into<Payload>,
+        tag: u64,
+    ) -> Result<Result<(), Error>, Full<Payload>> {
+        let payload = payload.into();
+        let sent = self.state(|state| {
+            state.stream(id, |stream, core, engine| stream.send(core, engine, payload, Some(tag)))
+        });
+        match sent {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(error)) | Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Sends a datagram: [`Event::Sent`](crate::Event::Sent), or [`Event::Failed`](crate::Event::Failed).
+    ///
+    /// # Errors
+    ///
+    /// Outside: [`Full`], with the payload, above [`Limits::datagrams_outbound_max`](crate::Limits). Inside: if the
+    /// socket is closed or the payload longer than a datagram can be.
+    pub fn submit_send_to(
+        &self,
+        id: EndpointId,
+        payload: impl Into<Payload>,
+        to: SocketAddr,
+        tag: u64,
+    ) -> Result<Result<(), Error>, Full<Payload>> {
+        let payload = payload.into();
+        if let Err(error) = check_length(&payload) {
+            return Ok(Err(error.into()));
+        }
+        let sent = self.state(|state| {
+            state.datagrams(id, |datagrams, core, engine| {
+                datagrams.send(core, engine, payload, Some(to), Some(tag))
+            })
+        });
+        match sent {
+            Ok(Ok(sent)) => sent,
+            Ok(Err(error)) | Err(error) => Ok(Err(error)),
+        }
+    }
+
+    /// Receives one datagram: [`Event::ReceivedFrom`](crate::Event::ReceivedFrom).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such socket.
+    pub fn submit_recv_from(&self, id: EndpointId, tag: u64) -> Result<(), Error> {
+        self.recv_from(id, tag, false)
+    }
+
+    /// Receives datagrams until the socket closes: an [`Event::ReceivedFrom`](crate::Event::ReceivedFrom) each, with `more` set.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such socket.
+    pub fn submit_recv_from_multi(&self, id: EndpointId, tag: u64) -> Result<(), Error> {
+        self.recv_from(id, tag, true)
+    }
+
+    fn recv_from(&self, id: EndpointId, tag: u64, standing: bool) -> Result<(), Error> {
+        self.state(|state| {
+            state.datagrams(id, |datagrams, core, engine| datagrams.submit_read(core, engine, tag, standing))
+        })??
+    }
+
+    /// Shuts a connection down, the outbound direction after everything queued has left: [`Event::ShutDown`](crate::Event::ShutDown).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such connection or it was shut down before.
+    pub fn submit_shutdown(&self, id: EndpointId, how: Shutdown, tag: u64) -> Result<(), Error> {
+        let begun = self.state(|state| {
+            state.stream(id, |stream, core, engine| match how {
+                Shutdown::Read => shut_inbound(core, engine, tag),
+                _ => stream.start_shutdown(core, engine, how, Waiter::Tag(tag)),
+            })
+        })??;
+        if begun { Ok(()) } else { Err(Error::Closed) }
+    }
+
+    /// Closes an endpoint: [`Event::Closed`](crate::Event::Closed), its last event.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such endpoint.
+    pub fn submit_close(&self, id: EndpointId, how: Close, tag: u64) -> Result<(), Error> {
+        let known = self.state(|state| state.close(id, how, Waiter::Tag(tag)))?;
+        if known { Ok(()) } else { Err(Error::Closed) }
+    }
+
+    /// [`Event::Elapsed`](crate::Event::Elapsed) after `duration`. Its endpoint is no endpoint.
+    ///
+    /// # Errors
+    ///
+    /// None today.
+    pub fn submit_timeout(&self, duration: Duration, tag: u64) -> Result<(), Error> {
+        self.state(|state| {
+            let deadline = far(state.now(), duration);
+            state.engine.wheel.insert(deadline, Timer::Tag(tag));
+        })
+    }
+
+    /// Runs one turn of the loop and hands completions to `on_completion`. Waits for at most `timeout` (none waits
+    /// for ever) if there is nothing to do. Tasks of the shard run as well.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses to wait at all.
+    pub fn poll(
+        &self,
+        timeout: Option<Duration>,
+        mut on_completion: impl FnMut(Completion),
+    ) -> io::Result<()> {
+        let _entered = Entered::enter(&self.core);
+        self.core.run_ready();
+        self.core.turn(timeout, None)?;
+        while let Ok(Some(completion)) = self.state(|state| state.engine.events.pop_front()) {
+            on_completion(completion);
+        }
+        Ok(())
+    }
+}
+
+/// Shuts the inbound side down, which waits for nothing; `false` if the connection closes.
+fn shut_inbound(core: &Common, engine: &mut Engine, tag: u64) -> bool {
+    if !core.is_open() {
+        return false;
+    }
+    let event = match socket2::SockRef::from(core.fd()).shutdown(Shutdown::Read) {
+        Ok(()) => Event::ShutDown,
+        Err(error) => Event::Failed(error.into()),
+    };
+    engine.emit(tag, core.id, false, event);
+    true
+}

@@ -1,0 +1,176 @@
+//! The methods that connections of every family, and their halves, have in common, written once.
+//!
+//! Each macro expects the type to have a field `flow` that dereferences to a `Flow`.
+#![forbid(unsafe_code)]
+
+/// Receiving.
+macro_rules! receiving {
+    () => {
+        /// Receives the next bytes; `None` at the end of the stream.
+        ///
+        /// The first call arms a standing receive; bytes that arrive between calls are kept, up to
+        /// [`Limits::inbound_bytes_max`](crate::Limits), in the order of arrival.
+        ///
+        /// Cancel-safe: dropping the future loses no byte.
+        ///
+        /// # Errors
+        ///
+        /// What the connection met, after everything that arrived before it has been received.
+        pub async fn recv(&mut self) -> std::io::Result<Option<crate::Lease>> {
+            self.flow.recv().await
+        }
+
+        /// Receives exactly `len` bytes. Does not copy if they arrived in one piece.
+        ///
+        /// Cancel-safe: bytes gathered so far go back to the head of the queue.
+        ///
+        /// # Errors
+        ///
+        /// `UnexpectedEof` if the stream ends before (what did arrive can still be received), or as
+        /// [`recv`](Self::recv).
+        pub async fn recv_exact(&mut self, len: usize) -> std::io::Result<bytes::Bytes> {
+            self.flow.recv_exact(len).await
+        }
+
+        /// Receives up to and including `delimiter`, at most `max` bytes; `None` if the stream has ended.
+        ///
+        /// Cancel-safe: bytes gathered so far go back to the head of the queue.
+        ///
+        /// # Errors
+        ///
+        /// `InvalidData` if there is no delimiter within `max` bytes, `UnexpectedEof` if the stream ends without
+        /// one, or as [`recv`](Self::recv). What was gathered can still be received.
+        pub async fn recv_until(
+            &mut self,
+            delimiter: &[u8],
+            max: usize,
+        ) -> std::io::Result<Option<bytes::Bytes>> {
+            self.flow.recv_until(delimiter, max).await
+        }
+
+        /// Appends received bytes to `buffer`, up to its capacity, and gives it back; zero bytes are the end of
+        /// the stream (or a buffer without room). For code that needs the bytes in memory of its own; they are
+        /// copied.
+        ///
+        /// Cancel-safe for the stream; the buffer is dropped with the future.
+        pub async fn recv_into(&mut self, mut buffer: Vec<u8>) -> (std::io::Result<usize>, Vec<u8>) {
+            let room = buffer.capacity() - buffer.len();
+            if room == 0 {
+                return (Ok(0), buffer);
+            }
+            match self.flow.recv().await {
+                Ok(Some(lease)) => {
+                    let used = lease.len().min(room);
+                    buffer.extend_from_slice(&lease[..used]);
+                    if used < lease.len() {
+                        self.flow.unread(lease.into_bytes().slice(used..));
+                    }
+                    (Ok(used), buffer)
+                }
+                Ok(None) => (Ok(0), buffer),
+                Err(error) => (Err(error), buffer),
+            }
+        }
+    };
+}
+
+/// Sending.
+macro_rules! sending {
+    () => {
+        /// Queues a payload, whole, to be sent in order.
+        ///
+        /// Completes at once while fewer than [`Limits::outbound_bytes_max`](crate::Limits) bytes are queued, else when
+        /// there is room again. The bytes leave at the end of the loop's turn, joined with others of the same
+        /// connection. To know that they are with the kernel, [`flush`](Self::flush).
+        ///
+        /// Cancel-safe: dropping the future before it completes sends nothing of the payload; after that
+        /// everything is sent.
+        ///
+        /// # Errors
+        ///
+        /// What an earlier send on the connection met, or `NotConnected` after a shutdown or close. Once it has
+        /// failed, every further call fails in the same way.
+        pub async fn send(&mut self, payload: impl Into<crate::Payload>) -> std::io::Result<()> {
+            self.flow.send(payload.into()).await
+        }
+
+        /// Queues several payloads in order, as [`send`](Self::send) does one by one; they leave together.
+        ///
+        /// Dropping the future leaves those that were queued to be sent, and drops the others.
+        ///
+        /// # Errors
+        ///
+        /// As [`send`](Self::send).
+        pub async fn send_vectored<P: Into<crate::Payload>>(
+            &mut self,
+            payloads: impl IntoIterator<Item = P>,
+        ) -> std::io::Result<()> {
+            self.flow.send_vectored(payloads.into_iter().map(Into::into)).await
+        }
+
+        /// Completes when everything queued is with the kernel.
+        ///
+        /// Cancel-safe.
+        ///
+        /// # Errors
+        ///
+        /// If the connection failed before.
+        pub async fn flush(&mut self) -> std::io::Result<()> {
+            self.flow.flush().await
+        }
+    };
+}
+
+/// The whole connection: ending it, its options, and giving it away.
+macro_rules! connection {
+    ($std:ty) => {
+        /// Shuts one or both directions down; the outbound one after everything queued has left.
+        ///
+        /// Cancel-safe: once called it goes on by itself.
+        ///
+        /// # Errors
+        ///
+        /// If the connection failed before.
+        pub async fn shutdown(&mut self, how: std::net::Shutdown) -> std::io::Result<()> {
+            self.flow.shutdown(how).await
+        }
+
+        /// Sends what is queued, closes the connection, and tells whether everything left. Takes at most
+        /// [`Limits::close_flush_ms`](crate::Limits).
+        ///
+        /// Dropping the future, or the stream itself, closes just as well and tells nothing.
+        ///
+        /// # Errors
+        ///
+        /// If not everything could be sent.
+        pub async fn close(mut self) -> std::io::Result<()> {
+            std::rc::Rc::get_mut(&mut self.flow).map(crate::api::stream::Flow::let_go);
+            self.flow.close().await
+        }
+
+        /// Closes at once and drops what is queued; the peer of a TCP connection sees a reset.
+        pub fn abort(mut self) {
+            std::rc::Rc::get_mut(&mut self.flow).map(crate::api::stream::Flow::let_go);
+            self.flow.start_close(crate::shard::Close::Abort);
+        }
+
+        /// The id of the endpoint, as it is in logs and in the completion API.
+        pub fn id(&self) -> crate::EndpointId {
+            self.flow.id
+        }
+
+        /// Takes the connection out of the runtime, in blocking mode, with the bytes that had been received
+        /// and not read.
+        ///
+        /// # Errors
+        ///
+        /// If something queued could not be sent.
+        pub async fn into_std(mut self) -> std::io::Result<($std, Vec<bytes::Bytes>)> {
+            std::rc::Rc::get_mut(&mut self.flow).map(crate::api::stream::Flow::let_go);
+            let (fd, unread) = self.flow.release().await?;
+            Ok((<$std>::from(fd), unread))
+        }
+    };
+}
+
+pub(crate) use {connection, receiving, sending};

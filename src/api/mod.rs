@@ -1,0 +1,18 @@
+//! The surfaces. All of them look at the same endpoint queues; none owns an operation.
+#![forbid(unsafe_code)]
+
+mod completion;
+pub(crate) mod dns;
+pub(crate) mod file;
+#[cfg(feature = "futures-io")]
+mod futures_io;
+mod methods;
+pub(crate) mod offload;
+pub(crate) mod ready;
+pub(crate) mod signal;
+pub(crate) mod stream;
+pub(crate) mod task;
+pub(crate) mod tcp;
+pub(crate) mod time;
+pub(crate) mod udp;
+pub(crate) mod unix;

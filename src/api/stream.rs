@@ -1,0 +1,318 @@
+//! What connections of every family have in common: receiving, sending, closing.
+//!
+//! A [`Flow`] is a reference to a stream endpoint. Futures made here only look at the endpoint's queues: dropping
+//! one forgets its waker and nothing else (invariant 8).
+#![forbid(unsafe_code)]
+
+use super::time::timeout;
+use crate::buf::{Lease, Payload};
+use crate::driver::FdRef;
+use crate::error::{Error, Full};
+use crate::shard::{Close, Common, Core, EndpointId, Engine, Read, Stream, Waiter};
+use bytes::{Bytes, BytesMut};
+use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+/// A reference to a stream endpoint.
+pub(crate) struct Flow {
+    pub(crate) core: Rc<Core>,
+    pub(crate) id: EndpointId,
+    /// So that the descriptor can be borrowed. Given up before closing, which needs the last reference.
+    fd: Option<FdRef>,
+}
+
+fn waiter(context: &Context<'_>) -> Waiter {
+    Waiter::Future(context.waker().clone())
+}
+
+impl Flow {
+    pub(crate) fn new(core: Rc<Core>, id: EndpointId) -> Flow {
+        let fd = core.with(|state| state.fd(id)).ok().flatten();
+        Flow { core, id, fd }
+    }
+
+    /// Gives the descriptor up, before the connection closes or is given away.
+    pub(crate) fn let_go(&mut self) {
+        self.fd = None;
+    }
+
+    /// Looks at the endpoint; an error if it has ended.
+    fn with<R>(&self, work: impl FnOnce(&mut Stream, &mut Common, &mut Engine) -> R) -> Result<R, Error> {
+        self.core.with(|state| state.stream(self.id, work))?
+    }
+
+    pub(crate) async fn connected(&self) -> io::Result<()> {
+        let outcome = poll_fn(|context| {
+            let looked = self.with(|stream, _, engine| stream.connected(waiter(context), engine));
+            match looked {
+                Ok(None) => Poll::Pending,
+                Ok(Some(outcome)) => Poll::Ready(outcome),
+                Err(error) => Poll::Ready(Err(error)),
+            }
+        });
+        Ok(outcome.await?)
+    }
+
+    pub(crate) fn poll_recv(&self, context: &mut Context<'_>) -> Poll<io::Result<Option<Lease>>> {
+        match self.with(|stream, core, engine| stream.read(core, engine, || waiter(context))) {
+            Ok(Read::Data(lease)) => Poll::Ready(Ok(Some(lease))),
+            Ok(Read::End) => Poll::Ready(Ok(None)),
+            Ok(Read::Nothing) => Poll::Pending,
+            Ok(Read::Failed(error)) | Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    pub(crate) async fn recv(&self) -> io::Result<Option<Lease>> {
+        poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    pub(crate) fn unread(&self, bytes: Bytes) {
+        if !bytes.is_empty() {
+            let _ = self.with(|stream, _, engine| stream.unread(engine, Lease::from_bytes(bytes)));
+        }
+    }
+
+    pub(crate) fn poll_send(
+        &self,
+        context: &mut Context<'_>,
+        payload: &mut Option<Payload>,
+    ) -> Poll<io::Result<()>> {
+        let Some(taken) = payload.take() else { return Poll::Ready(Ok(())) };
+        let looked = self.with(|stream, core, engine| match stream.send(core, engine, taken, None) {
+            Ok(outcome) => Poll::Ready(outcome),
+            Err(Full(back)) => {
+                *payload = Some(back);
+                stream.wait_for_room(engine, waiter(context));
+                Poll::Pending
+            }
+        });
+        match looked {
+            Ok(Poll::Pending) => Poll::Pending,
+            Ok(Poll::Ready(outcome)) => Poll::Ready(outcome.map_err(Into::into)),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    pub(crate) async fn send(&self, payload: Payload) -> io::Result<()> {
+        let mut payload = Some(payload);
+        poll_fn(|context| self.poll_send(context, &mut payload)).await
+    }
+
+    pub(crate) async fn send_vectored(&self, payloads: impl IntoIterator<Item = Payload>) -> io::Result<()> {
+        for payload in payloads {
+            self.send(payload).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn poll_flush(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.with(|stream, _, engine| stream.flushed(engine, waiter(context))) {
+            Ok(None) => Poll::Pending,
+            Ok(Some(outcome)) => Poll::Ready(outcome.map_err(Into::into)),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    pub(crate) async fn flush(&self) -> io::Result<()> {
+        poll_fn(|context| self.poll_flush(context)).await
+    }
+
+    pub(crate) fn start_shutdown(&self, how: Shutdown) -> io::Result<()> {
+        if how == Shutdown::Read {
+            return self.on_socket(|socket| socket.shutdown(Shutdown::Read));
+        }
+        self.with(|stream, core, engine| stream.start_shutdown(core, engine, how, Waiter::None))?;
+        Ok(())
+    }
+
+    pub(crate) fn poll_shut_down(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.with(|stream, _, engine| stream.shutdown_done(engine, waiter(context))) {
+            Ok(true) => Poll::Ready(Ok(())),
+            Ok(false) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    pub(crate) async fn shutdown(&self, how: Shutdown) -> io::Result<()> {
+        self.start_shutdown(how)?;
+        poll_fn(|context| self.poll_shut_down(context)).await
+    }
+
+    pub(crate) fn start_close(&self, how: Close) {
+        let _ = self.core.with(|state| state.close(self.id, how, Waiter::None));
+    }
+
+    /// Sends what is queued, closes, and says whether everything left in time.
+    pub(crate) async fn close(&self) -> io::Result<()> {
+        let patience = Duration::from_millis(self.core.config.limits.close_flush_ms);
+        let flushed = timeout(patience, self.flush()).await;
+        let how = if flushed.is_ok() { Close::Flush } else { Close::Abort };
+        closed(&self.core, self.id, how).await;
+        flushed?
+    }
+
+    /// Works on the socket itself: options and addresses.
+    pub(crate) fn on_socket<R>(
+        &self,
+        work: impl FnOnce(socket2::SockRef<'_>) -> io::Result<R>,
+    ) -> io::Result<R> {
+        on_socket(&self.core, self.id, work)
+    }
+
+    /// Takes the descriptor out of the shard's care, with the bytes that were received and not read.
+    pub(crate) async fn release(&self) -> io::Result<(OwnedFd, Vec<Bytes>)> {
+        self.flush().await?;
+        self.with(|stream, _, engine| stream.stop_reading(engine))?;
+        let fd = loop {
+            match self.core.with(|state| {
+                let inbound = state.stream(self.id, |stream, _, engine| stream.take_inbound(engine))?;
+                match state.give_away(self.id) {
+                    Some(given) => given.map(|fd| (Some(fd), inbound)),
+                    None => {
+                        state.stream(self.id, |stream, _, engine| {
+                            inbound.into_iter().rev().for_each(|lease| stream.unread(engine, lease));
+                        })?;
+                        Ok((None, Default::default()))
+                    }
+                }
+            })?? {
+                (Some(fd), inbound) => {
+                    break (fd, inbound.into_iter().map(|lease| lease.detach().into_bytes()).collect());
+                }
+                (None, _) => super::task::yield_now().await,
+            }
+        };
+        Ok(fd)
+    }
+
+    pub(crate) async fn recv_exact(&self, len: usize) -> io::Result<Bytes> {
+        let mut gathered = Gathered { flow: self, bytes: BytesMut::new() };
+        loop {
+            let missing = len - gathered.bytes.len();
+            if missing == 0 {
+                return Ok(gathered.take());
+            }
+            let Some(lease) = self.recv().await? else {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            };
+            if gathered.bytes.is_empty() && lease.len() >= missing {
+                let mut bytes = lease.into_bytes();
+                let rest = bytes.split_off(missing);
+                self.unread(rest);
+                return Ok(bytes);
+            }
+            let used = lease.len().min(missing);
+            gathered.bytes.extend_from_slice(&lease[..used]);
+            if used < lease.len() {
+                self.unread(lease.into_bytes().slice(used..));
+            }
+        }
+    }
+
+    pub(crate) async fn recv_until(&self, delimiter: &[u8], max: usize) -> io::Result<Option<Bytes>> {
+        if delimiter.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the delimiter is empty"));
+        }
+        let mut gathered = Gathered { flow: self, bytes: BytesMut::new() };
+        loop {
+            let Some(lease) = self.recv().await? else {
+                let nothing = gathered.bytes.is_empty();
+                return if nothing { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
+            };
+            // The delimiter may begin in what was gathered before.
+            let from = gathered.bytes.len().saturating_sub(delimiter.len() - 1);
+            gathered.bytes.extend_from_slice(&lease);
+            drop(lease);
+            let found =
+                gathered.bytes[from..].windows(delimiter.len()).position(|window| window == delimiter);
+            if let Some(end) = found.map(|start| from + start + delimiter.len()).filter(|end| *end <= max) {
+                let rest = gathered.bytes.split_off(end);
+                self.unread(rest.freeze());
+                return Ok(Some(gathered.take()));
+            }
+            if gathered.bytes.len() >= max {
+                let text = format!("no delimiter within {max} bytes");
+                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
+            }
+        }
+    }
+}
+
+/// Bytes gathered by a future; they go back to the head of the queue if it is dropped or fails.
+struct Gathered<'a> {
+    flow: &'a Flow,
+    bytes: BytesMut,
+}
+
+impl Gathered<'_> {
+    fn take(&mut self) -> Bytes {
+        std::mem::take(&mut self.bytes).freeze()
+    }
+}
+
+impl Drop for Gathered<'_> {
+    fn drop(&mut self) {
+        let bytes = self.take();
+        self.flow.unread(bytes);
+    }
+}
+
+impl Drop for Flow {
+    /// Closes the connection; what is queued is sent first.
+    fn drop(&mut self) {
+        self.let_go();
+        self.start_close(Close::Flush);
+    }
+}
+
+impl AsFd for Flow {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_ref().expect("an open connection has its descriptor").as_fd()
+    }
+}
+
+impl fmt::Debug for Flow {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.id.fmt(f)
+    }
+}
+
+/// Closes an endpoint and waits for its end.
+pub(crate) async fn closed(core: &Core, id: EndpointId, how: Close) {
+    poll_fn(|context| match core.with(|state| state.close(id, how, waiter(context))) {
+        Ok(true) => Poll::Pending,
+        _ => Poll::Ready(()),
+    })
+    .await;
+}
+
+/// Works on the socket of an endpoint.
+pub(crate) fn on_socket<R>(
+    core: &Core,
+    id: EndpointId,
+    work: impl FnOnce(socket2::SockRef<'_>) -> io::Result<R>,
+) -> io::Result<R> {
+    core.with(|state| {
+        state.endpoint(id, |common, _, _| match &common.fd {
+            Some(fd) => work(socket2::SockRef::from(&fd.as_fd())),
+            None => Err(Error::Closed.into()),
+        })
+    })??
+}
+
+/// Copies everything that `from` receives to `to`, until `from` ends; gives the number of bytes. The buffers are
+/// passed on, not copied.
+pub(crate) async fn copy(from: &Flow, to: &Flow) -> io::Result<u64> {
+    let mut total = 0;
+    while let Some(lease) = from.recv().await? {
+        total += lease.len() as u64;
+        to.send(lease.into()).await?;
+    }
+    Ok(total)
+}

@@ -1,0 +1,423 @@
+//! TCP: listeners, streams and their halves.
+#![forbid(unsafe_code)]
+
+use super::methods::{connection, receiving, sending};
+use super::stream::{self, Flow, closed};
+use crate::shard::{
+    Accepted, Close, Context as GroupContext, Core, Distribution, EndpointId, Kind, Listener, Share, Stream,
+    Waiter,
+};
+use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::future::poll_fn;
+use std::io;
+use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+/// Connections that the kernel completes ahead of accepting, where nothing else is said.
+const BACKLOG: i32 = 4096;
+
+/// A TCP connection.
+///
+/// Receiving and sending borrow it exclusively; [`into_split`](Self::into_split) gives halves for two tasks.
+/// Dropping it closes the connection after what is queued has been sent.
+///
+/// TCP_NODELAY is on from the start, because the runtime joins small sends itself.
+#[derive(Debug)]
+pub struct TcpStream {
+    flow: Rc<Flow>,
+}
+
+impl TcpStream {
+    /// Connects to the first address that accepts.
+    ///
+    /// Names are resolved off the loop. Dropping the future ends the attempt.
+    ///
+    /// # Errors
+    ///
+    /// The last address's error if none accepts.
+    pub async fn connect(address: impl ToAddresses) -> io::Result<TcpStream> {
+        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to connect to");
+        for address in address.to_addresses().await? {
+            match TcpStream::connect_one(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
+        let core = Core::required()?;
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let _ = socket.set_tcp_nodelay(true);
+        let stream = TcpStream::open(core, socket.into(), Stream::connecting(address.into(), Waiter::None))?;
+        stream.flow.connected().await?;
+        Ok(stream)
+    }
+
+    fn open(core: Rc<Core>, fd: OwnedFd, stream: Stream) -> io::Result<TcpStream> {
+        let id = core.with(|state| state.open(fd, Kind::Stream(stream)))??;
+        Ok(TcpStream { flow: Rc::new(Flow::new(core, id)) })
+    }
+
+    /// Takes a connected stream of the standard library into the current shard.
+    ///
+    /// # Errors
+    ///
+    /// If no shard runs here, or it has [`Limits::endpoints_max`](crate::Limits) endpoints.
+    pub fn from_std(stream: std::net::TcpStream) -> io::Result<TcpStream> {
+        TcpStream::open(Core::required()?, stream.into(), Stream::default())
+    }
+
+    receiving!();
+    sending!();
+    connection!(std::net::TcpStream);
+
+    /// The address of the peer.
+    ///
+    /// # Errors
+    ///
+    /// If the connection is closed.
+    pub fn peer_addr(&self) -> io::Result<SocketAddr> {
+        self.flow.on_socket(|socket| inet(socket.peer_addr()?))
+    }
+
+    /// The address of this side.
+    ///
+    /// # Errors
+    ///
+    /// If the connection is closed.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.flow.on_socket(|socket| inet(socket.local_addr()?))
+    }
+
+    /// Sets TCP_NODELAY.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn set_nodelay(&self, nodelay: bool) -> io::Result<()> {
+        self.flow.on_socket(|socket| socket.set_tcp_nodelay(nodelay))
+    }
+
+    /// Whether TCP_NODELAY is set.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn nodelay(&self) -> io::Result<bool> {
+        self.flow.on_socket(|socket| socket.tcp_nodelay())
+    }
+
+    /// Probes an idle connection after `idle`; `None` turns probing off.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses.
+    pub fn set_keepalive(&self, idle: Option<Duration>) -> io::Result<()> {
+        self.flow.on_socket(|socket| match idle {
+            Some(idle) => socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle)),
+            None => socket.set_keepalive(false),
+        })
+    }
+
+    /// Splits the connection into owned halves, for two tasks of this shard. Dropping the sending half shuts that
+    /// direction down; the connection closes when both are gone.
+    pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
+        (OwnedReadHalf { flow: Rc::clone(&self.flow) }, OwnedWriteHalf { flow: self.flow })
+    }
+}
+
+/// Reading, writing or closing the descriptor behind the runtime's back breaks the stream, though not memory
+/// safety; it is for options that have no method here.
+impl AsFd for TcpStream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.flow.as_fd()
+    }
+}
+
+/// Copies everything that `from` receives to `to`, until `from` ends, without copying bytes; gives their number.
+///
+/// # Errors
+///
+/// Of either side.
+pub async fn copy(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) -> io::Result<u64> {
+    stream::copy(&from.flow, &to.flow).await
+}
+
+/// The receiving half of a connection.
+#[derive(Debug)]
+pub struct OwnedReadHalf {
+    pub(crate) flow: Rc<Flow>,
+}
+
+impl OwnedReadHalf {
+    receiving!();
+
+    /// The id of the endpoint.
+    pub fn id(&self) -> EndpointId {
+        self.flow.id
+    }
+}
+
+/// The sending half of a connection. Dropping it shuts that direction down.
+#[derive(Debug)]
+pub struct OwnedWriteHalf {
+    pub(crate) flow: Rc<Flow>,
+}
+
+impl OwnedWriteHalf {
+    sending!();
+
+    /// Shuts the outbound direction down after everything queued has left.
+    ///
+    /// # Errors
+    ///
+    /// If the connection failed before.
+    pub async fn shutdown(&mut self) -> io::Result<()> {
+        self.flow.shutdown(Shutdown::Write).await
+    }
+
+    /// The id of the endpoint.
+    pub fn id(&self) -> EndpointId {
+        self.flow.id
+    }
+}
+
+impl Drop for OwnedWriteHalf {
+    fn drop(&mut self) {
+        // Without the other half the connection closes anyway.
+        if Rc::strong_count(&self.flow) > 1 {
+            let _ = self.flow.start_shutdown(Shutdown::Write);
+        }
+    }
+}
+
+/// A listening TCP socket.
+#[derive(Debug)]
+pub struct TcpListener {
+    core: Rc<Core>,
+    id: EndpointId,
+    address: SocketAddr,
+}
+
+impl TcpListener {
+    /// Listens on the first address that can be bound, on the current shard alone.
+    ///
+    /// # Errors
+    ///
+    /// The last address's error if none can be bound.
+    pub async fn bind(address: impl ToAddresses) -> io::Result<TcpListener> {
+        let core = Core::required()?;
+        let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
+        for address in address.to_addresses().await? {
+            match listen(address, false) {
+                Ok(socket) => return TcpListener::open(core, Some(socket), None),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+
+    /// Listens on `address` together with the other shards of the group: each shard calls this with the same
+    /// address, and connections are spread as `distribution` says. With port 0 all get the same port.
+    ///
+    /// # Errors
+    ///
+    /// If the address cannot be bound.
+    pub fn bind_group(
+        context: &GroupContext,
+        address: SocketAddr,
+        distribution: Distribution,
+    ) -> io::Result<TcpListener> {
+        let core = Core::required()?;
+        let (bound, group, bound_socket) = context.shared_listener(address, distribution, |asked| {
+            let socket = listen(asked, true)?;
+            Ok((inet(socket.local_addr()?)?, socket.into()))
+        })?;
+        let remote = crate::shard::Remote { link: Arc::clone(&core.link) };
+        let share = Share::join(&group, context.index(), remote);
+        let socket = match bound_socket {
+            Some(fd) => Some(Socket::from(fd)),
+            None if share.accepts() => Some(listen(bound, true)?),
+            None => None,
+        };
+        let mut listener = TcpListener::open(core, socket, Some(share))?;
+        listener.address = bound;
+        Ok(listener)
+    }
+
+    fn open(core: Rc<Core>, socket: Option<Socket>, share: Option<Share>) -> io::Result<TcpListener> {
+        let address = match &socket {
+            Some(socket) => inet(socket.local_addr()?)?,
+            None => SocketAddr::from(([0, 0, 0, 0], 0)),
+        };
+        let id =
+            core.with(|state| state.open_listener(socket.map(OwnedFd::from), Listener::new(share)))??;
+        Ok(TcpListener { core, id, address })
+    }
+
+    /// Takes a listening socket of the standard library into the current shard.
+    ///
+    /// # Errors
+    ///
+    /// If no shard runs here, or it has [`Limits::endpoints_max`](crate::Limits) endpoints.
+    pub fn from_std(listener: std::net::TcpListener) -> io::Result<TcpListener> {
+        let socket = Socket::from(listener);
+        TcpListener::open(Core::required()?, Some(socket), None)
+    }
+
+    /// The next connection and its peer.
+    ///
+    /// The first call arms a standing accept; connections that arrive between calls are kept, up to
+    /// [`Limits::accept_queue_max`](crate::Limits). When descriptors run out the listener pauses and goes on by
+    /// itself; see [`Warning::AcceptPaused`](crate::Warning).
+    ///
+    /// Cancel-safe: dropping the future loses no connection.
+    ///
+    /// # Errors
+    ///
+    /// If the listener is closed or cannot go on. Errors of a single connection are not reported here.
+    pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            let stream = self.accept_any().await?;
+            // A connection whose peer has gone meanwhile has no address any more.
+            if let Ok(peer) = stream.peer_addr() {
+                return Ok((stream, peer));
+            }
+        }
+    }
+
+    async fn accept_any(&self) -> io::Result<TcpStream> {
+        let flow = accept(&self.core, self.id).await?;
+        Ok(TcpStream { flow: Rc::new(flow) })
+    }
+
+    /// The address it listens on.
+    ///
+    /// # Errors
+    ///
+    /// None today; as in the standard library.
+    pub fn local_addr(&self) -> io::Result<SocketAddr> {
+        Ok(self.address)
+    }
+
+    /// The id of the endpoint.
+    pub fn id(&self) -> EndpointId {
+        self.id
+    }
+
+    /// Stops listening and waits until the socket is closed. Connections that nobody took are closed with it.
+    pub async fn close(self) {
+        closed(&self.core, self.id, Close::Abort).await;
+    }
+}
+
+impl Drop for TcpListener {
+    fn drop(&mut self) {
+        let _ = self.core.with(|state| state.close(self.id, Close::Abort, Waiter::None));
+    }
+}
+
+/// Takes the next connection of a listener.
+pub(crate) async fn accept(core: &Rc<Core>, id: EndpointId) -> io::Result<Flow> {
+    poll_fn(|context| {
+        let waiter = || Waiter::Future(context.waker().clone());
+        let taken = core.with(|state| state.accept(id, waiter));
+        match taken {
+            Ok(Ok(Accepted::Connection(fd, seat))) => {
+                let opened = core.with(|state| state.open_accepted(fd, seat));
+                Poll::Ready(match opened {
+                    Ok(Ok(id)) => Ok(Flow::new(Rc::clone(core), id)),
+                    Ok(Err(error)) => Err(error),
+                    Err(error) => Err(error.into()),
+                })
+            }
+            Ok(Ok(Accepted::Nothing)) => Poll::Pending,
+            Ok(Ok(Accepted::Failed(error))) | Ok(Err(error)) | Err(error) => Poll::Ready(Err(error.into())),
+        }
+    })
+    .await
+}
+
+/// A listening socket. Accepted connections inherit its TCP_NODELAY.
+pub(crate) fn listen(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    if shared {
+        socket.set_reuse_port(true)?;
+    }
+    let _ = socket.set_tcp_nodelay(true);
+    socket.bind(&SockAddr::from(address))?;
+    socket.listen(BACKLOG)?;
+    Ok(socket)
+}
+
+pub(crate) fn inet(address: SockAddr) -> io::Result<SocketAddr> {
+    address
+        .as_socket()
+        .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the socket has no IP address"))
+}
+
+/// What can be turned into addresses: socket addresses at once, names off the loop.
+pub trait ToAddresses {
+    /// The addresses, in the order in which they are tried.
+    fn to_addresses(&self) -> impl Future<Output = io::Result<Vec<SocketAddr>>>;
+}
+
+impl ToAddresses for SocketAddr {
+    async fn to_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(vec![*self])
+    }
+}
+
+impl ToAddresses for &[SocketAddr] {
+    async fn to_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(self.to_vec())
+    }
+}
+
+impl ToAddresses for &str {
+    async fn to_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        super::dns::resolve(*self).await
+    }
+}
+
+impl ToAddresses for String {
+    async fn to_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        super::dns::resolve(self.clone()).await
+    }
+}
+
+impl ToAddresses for (&str, u16) {
+    async fn to_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        if let Ok(address) = self.0.parse::<std::net::IpAddr>() {
+            return Ok(vec![SocketAddr::new(address, self.1)]);
+        }
+        let (name, port) = (self.0.to_owned(), self.1);
+        super::offload::offload(move || (name.as_str(), port).to_socket_addrs()).await?.map(Iterator::collect)
+    }
+}
+
+impl ToAddresses for (std::net::IpAddr, u16) {
+    async fn to_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(vec![SocketAddr::from(*self)])
+    }
+}
+
+impl ToAddresses for (std::net::Ipv4Addr, u16) {
+    async fn to_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(vec![SocketAddr::from(*self)])
+    }
+}
+
+#[cfg(feature = "futures-io")]
+impl TcpStream {
+    pub(crate) fn flow(&self) -> &Flow {
+        &self.flow
+    }
+}

@@ -1,0 +1,206 @@
+//! [`Lease`]: the exclusive, temporary hold of received bytes.
+//!
+//! Most leases hold a pool buffer and give it back when dropped. A lease may also hold bytes on the heap: the
+//! shard copies data that has to wait out of the pool when buffers run low, and partial reads put their rest
+//! back as heap bytes. A lease shows filled bytes only; there is no way to reach the rest of its buffer.
+#![allow(unsafe_code)]
+
+use super::pool::{BufferId, Home, Region};
+use bytes::Bytes;
+use std::fmt;
+use std::ops::Deref;
+use std::rc::Rc;
+use std::sync::Arc;
+
+/// Received bytes. Dropping it gives the buffer back to its shard's pool.
+///
+/// A lease is `!Send`: to hand the bytes to another thread, turn it [into `Bytes`](Self::into_bytes), which
+/// does not copy. A lease that is held keeps one buffer of the pool: a program that keeps many of them for long
+/// should [copy them out](Self::detach).
+///
+/// ```compile_fail
+/// fn is_send<T: Send>() {}
+/// is_send::<anabranch::Lease>();
+/// ```
+pub struct Lease {
+    hold: Hold,
+}
+
+enum Hold {
+    /// The id as a full word: a lease is moved often, and half words stall the copies.
+    Pool {
+        home: Rc<Home>,
+        id: u32,
+        offset: u32,
+        len: u32,
+    },
+    Heap(Bytes),
+}
+
+impl Lease {
+    pub(crate) fn from_pool(home: Rc<Home>, id: BufferId, offset: usize, len: usize) -> Lease {
+        let end = offset + len;
+        assert!(end <= home.region().buffer_bytes(), "a completion claims {end} bytes of a smaller buffer");
+        Lease { hold: Hold::Pool { home, id: u32::from(id.0), offset: offset as u32, len: len as u32 } }
+    }
+
+    /// A lease of bytes on the heap, which belong to no pool.
+    pub fn from_bytes(bytes: Bytes) -> Lease {
+        Lease { hold: Hold::Heap(bytes) }
+    }
+
+    /// The number of bytes it holds.
+    pub fn len(&self) -> usize {
+        match &self.hold {
+            Hold::Pool { len, .. } => *len as usize,
+            Hold::Heap(bytes) => bytes.len(),
+        }
+    }
+
+    /// Whether it holds no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Whether it holds a buffer of the shard's pool (rather than bytes on the heap).
+    pub fn is_pooled(&self) -> bool {
+        matches!(self.hold, Hold::Pool { .. })
+    }
+
+    /// Forgets the first `n` bytes.
+    ///
+    /// # Panics
+    ///
+    /// If it holds fewer than `n` bytes.
+    pub fn advance(&mut self, n: usize) {
+        assert!(n <= self.len(), "cannot advance past the end of a lease");
+        match &mut self.hold {
+            Hold::Pool { offset, len, .. } => {
+                *offset += n as u32;
+                *len -= n as u32;
+            }
+            Hold::Heap(bytes) => drop(bytes.split_to(n)),
+        }
+    }
+
+    /// Keeps the first `n` bytes and forgets the rest; does nothing if it holds fewer.
+    pub fn truncate(&mut self, n: usize) {
+        match &mut self.hold {
+            Hold::Pool { len, .. } => *len = (*len).min(u32::try_from(n).unwrap_or(u32::MAX)),
+            Hold::Heap(bytes) => bytes.truncate(n),
+        }
+    }
+
+    /// The same bytes as [`Bytes`], without copying them; they may go to any thread.
+    ///
+    /// The pool gets its buffer back when the last clone of the `Bytes` is dropped, wherever that happens.
+    pub fn into_bytes(self) -> Bytes {
+        match self.into_hold() {
+            Hold::Heap(bytes) => bytes,
+            Hold::Pool { home, id, offset, len } => {
+                let region = Arc::clone(home.region());
+                Bytes::from_owner(Away { region, id: BufferId(id as u16), offset, len })
+            }
+        }
+    }
+
+    /// Copies the bytes to the heap and gives the pool its buffer back at once.
+    pub fn detach(self) -> Lease {
+        match &self.hold {
+            Hold::Heap(_) => self,
+            Hold::Pool { .. } => Lease::from_bytes(Bytes::copy_from_slice(&self)),
+        }
+    }
+
+    /// Takes the hold out without running the drop that returns the buffer.
+    fn into_hold(self) -> Hold {
+        let mut lease = self;
+        std::mem::replace(&mut lease.hold, Hold::Heap(Bytes::new()))
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if let Hold::Pool { home, id, .. } = &self.hold {
+            home.take_home(BufferId(*id as u16));
+        }
+    }
+}
+
+impl Deref for Lease {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match &self.hold {
+            // SAFETY: invariant 1: while the lease lives the buffer is neither the kernel's nor another
+            // lease's, and `from_pool` checked that the filled range lies inside it; the pool zeroed the
+            // memory when it was allocated, so every byte is initialised.
+            Hold::Pool { home, id, offset, len } => unsafe {
+                std::slice::from_raw_parts(
+                    home.region().pointer(BufferId(*id as u16)).add(*offset as usize),
+                    *len as usize,
+                )
+            },
+            Hold::Heap(bytes) => bytes,
+        }
+    }
+}
+
+impl AsRef<[u8]> for Lease {
+    fn as_ref(&self) -> &[u8] {
+        self
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Lease({} bytes, {})", self.len(), if self.is_pooled() { "pool" } else { "heap" })
+    }
+}
+
+/// The owner of a buffer whose lease became `Bytes`: its drop posts the buffer to its home.
+struct Away {
+    region: Arc<Region>,
+    id: BufferId,
+    offset: u32,
+    len: u32,
+}
+
+impl AsRef<[u8]> for Away {
+    fn as_ref(&self) -> &[u8] {
+        // SAFETY: invariant 1: the range was checked when the lease was made; until this owner drops nobody
+        // else may touch the buffer, and the region it refers to keeps the memory.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.region.pointer(self.id).add(self.offset as usize),
+                self.len as usize,
+            )
+        }
+    }
+}
+
+impl Drop for Away {
+    fn drop(&mut self) {
+        self.region.give_back(self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn heap_leases_advance_and_truncate() {
+        let mut lease = Lease::from_bytes(Bytes::from_static(b"abcdef"));
+        lease.advance(2);
+        lease.truncate(3);
+        assert_eq!(&*lease, b"cde");
+        assert!(!lease.is_pooled());
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot advance past the end")]
+    fn advancing_past_the_end_panics() {
+        Lease::from_bytes(Bytes::from_static(b"ab")).advance(3);
+    }
+}

@@ -1,0 +1,313 @@
+//! What a user may choose: the backend, the ring, the bounds.
+//!
+//! Every bound of the crate is a field of [`Limits`]; no other file holds a number that limits anything.
+#![forbid(unsafe_code)]
+
+use crate::driver::sys::script::Script;
+use crate::report::{Capabilities, Capability};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Which backend a shard shall use.
+///
+/// The environment variable `ANABRANCH_BACKEND` (`auto`, `uring` or `readiness`) overrides it. It is read
+/// before any io_uring system call, because some container filters kill a process that makes one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Backend {
+    /// io_uring where the kernel has it and allows it, else readiness. The report says which and why.
+    #[default]
+    Auto,
+    /// io_uring or an error that says what to do.
+    Uring,
+    /// Completions emulated over epoll, kqueue or poll. Makes no io_uring system call at all.
+    Readiness,
+}
+
+impl fmt::Display for Backend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Backend::Auto => "auto",
+            Backend::Uring => "uring",
+            Backend::Readiness => "readiness",
+        })
+    }
+}
+
+impl FromStr for Backend {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Backend, String> {
+        match text {
+            "auto" => Ok(Backend::Auto),
+            "uring" => Ok(Backend::Uring),
+            "readiness" => Ok(Backend::Readiness),
+            other => Err(format!("no backend is called {other:?}; there are auto, uring and readiness")),
+        }
+    }
+}
+
+/// Every bound of a shard. All are on by default; counts and bytes are per shard unless the name or the text
+/// says otherwise.
+#[derive(Clone, PartialEq, Eq, Debug)]
+#[non_exhaustive]
+pub struct Limits {
+    /// Operations in flight at once.
+    pub operations_max: usize,
+    /// Sockets, files and other endpoints open at once.
+    pub endpoints_max: usize,
+    /// Buffers of the receive pool, at most 32 768.
+    pub buffers: usize,
+    /// Bytes of one receive buffer; the largest datagram that arrives whole is a little smaller.
+    pub buffer_bytes: usize,
+    /// Received bytes that wait for the program, per connection. Above, the receive is disarmed; below a
+    /// quarter it is armed again. What the kernel had already delivered is kept, so the bound can be passed by
+    /// what one turn brings.
+    pub inbound_bytes_max: usize,
+    /// Received bytes that wait for the program, over all connections. Above, a connection is disarmed as soon
+    /// as anything waits on it.
+    pub inbound_bytes_total_max: usize,
+    /// Bytes that wait to be sent, per connection. Above, `send` waits and `submit_send` refuses. One payload
+    /// is always accepted by a connection that has nothing queued, however large.
+    pub outbound_bytes_max: usize,
+    /// Bytes that wait to be sent, over all connections. Above, a connection that has something queued waits.
+    pub outbound_bytes_total_max: usize,
+    /// Datagrams that wait for the program, per socket; above, the receive is disarmed and the kernel drops.
+    pub datagrams_inbound_max: usize,
+    /// Datagrams that wait to be sent, per socket.
+    pub datagrams_outbound_max: usize,
+    /// Accepted connections that wait for the program, per listener; above, the accept is disarmed.
+    pub accept_queue_max: usize,
+    /// Messages from other threads that wait.
+    pub mailbox_max: usize,
+    /// Completions handled in one turn of the loop; the rest stays queued.
+    pub completions_per_turn_max: usize,
+    /// Task polls in one turn of the loop; the rest stays queued.
+    pub polls_per_turn_max: usize,
+    /// Attempts that the readiness backend makes for one event before it serves the next.
+    pub attempts_per_event_max: usize,
+    /// How long a shard that ends waits for its operations, in milliseconds; what is still in flight then is
+    /// leaked, never freed.
+    pub drain_ms: u64,
+    /// How long a closing connection may take to send what is queued, in milliseconds; then it is aborted.
+    pub close_flush_ms: u64,
+    /// Longest pause of a listener after the process ran out of descriptors, in milliseconds.
+    pub accept_pause_max_ms: u64,
+    /// Threads of the pool for work that blocks.
+    pub blocking_threads_max: usize,
+    /// Jobs that wait for such a thread.
+    pub blocking_queue_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits {
+            operations_max: 65_536,
+            endpoints_max: 65_536,
+            buffers: 1024,
+            buffer_bytes: 16 * 1024,
+            inbound_bytes_max: 512 * 1024,
+            inbound_bytes_total_max: 64 * 1024 * 1024,
+            outbound_bytes_max: 512 * 1024,
+            outbound_bytes_total_max: 64 * 1024 * 1024,
+            datagrams_inbound_max: 1024,
+            datagrams_outbound_max: 1024,
+            accept_queue_max: 1024,
+            mailbox_max: 4096,
+            completions_per_turn_max: 4096,
+            polls_per_turn_max: 4096,
+            attempts_per_event_max: 16,
+            drain_ms: 2_000,
+            close_flush_ms: 10_000,
+            accept_pause_max_ms: 1_000,
+            blocking_threads_max: 8,
+            blocking_queue_max: 1024,
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses bounds with which nothing could work.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let positive = [
+            ("operations_max", self.operations_max),
+            ("endpoints_max", self.endpoints_max),
+            ("buffers", self.buffers),
+            ("buffer_bytes", self.buffer_bytes),
+            ("inbound_bytes_max", self.inbound_bytes_max),
+            ("accept_queue_max", self.accept_queue_max),
+            ("mailbox_max", self.mailbox_max),
+            ("completions_per_turn_max", self.completions_per_turn_max),
+            ("polls_per_turn_max", self.polls_per_turn_max),
+            ("attempts_per_event_max", self.attempts_per_event_max),
+            ("datagrams_inbound_max", self.datagrams_inbound_max),
+            ("datagrams_outbound_max", self.datagrams_outbound_max),
+            ("blocking_threads_max", self.blocking_threads_max),
+            ("blocking_queue_max", self.blocking_queue_max),
+        ];
+        if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
+            return Err(format!("Limits::{name} must be at least 1"));
+        }
+        if self.buffers > crate::buf::BUFFERS_MAX {
+            return Err(format!(
+                "Limits::buffers is {}, at most {} are possible",
+                self.buffers,
+                crate::buf::BUFFERS_MAX
+            ));
+        }
+        if self.operations_max > crate::driver::OPERATIONS_MAX {
+            return Err(format!("Limits::operations_max is above {}", crate::driver::OPERATIONS_MAX));
+        }
+        if self.buffer_bytes < 512 || self.buffer_bytes > 1 << 24 {
+            return Err("Limits::buffer_bytes must lie between 512 bytes and 16 MiB".into());
+        }
+        Ok(())
+    }
+}
+
+/// Something the program should know though no operation failed. See [`Config::on_warning`].
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Warning {
+    /// The process or the system is out of descriptors (or memory for them), so a listener pauses. Sent once
+    /// per episode; accepting goes on by itself.
+    AcceptPaused {
+        /// What the accept was refused with.
+        error: std::io::Error,
+    },
+    /// The kernel refused something that it was believed to have; it is emulated from now on.
+    CapabilityLowered {
+        /// What is emulated.
+        capability: Capability,
+        /// How it was refused.
+        reason: String,
+    },
+    /// A shard ended with operations that the kernel did not give back within
+    /// [`Limits::drain_ms`]; their memory is leaked so that it cannot be written after it was freed.
+    DrainTimedOut {
+        /// Operations that never ended.
+        operations: usize,
+    },
+}
+
+type WarningHook = Arc<dyn Fn(&Warning) + Send + Sync>;
+
+/// How a shard is set up. The default is right for most servers.
+#[derive(Clone, Default)]
+#[non_exhaustive]
+pub struct Config {
+    /// Which backend to use.
+    pub backend: Backend,
+    /// Entries of the submission ring, rounded up to a power of two; 0 means the default of 1024. Where locked
+    /// memory is short the ring is halved until it fits, and the report tells.
+    pub ring_entries: u32,
+    /// A kernel thread polls the submission ring and sleeps after this long without work. Off unless asked for:
+    /// it takes a core.
+    pub submission_polling: Option<Duration>,
+    /// Sends of at least this many bytes leave without a copy. Off unless asked for; it never pays on loopback.
+    pub zero_copy_bytes_min: Option<usize>,
+    /// Overwrite each receive buffer with zeros when it comes home.
+    pub zero_on_return: bool,
+    /// The bounds.
+    pub limits: Limits,
+    pub(crate) without: Capabilities,
+    pub(crate) script: Option<Script>,
+    pub(crate) on_warning: Option<WarningHook>,
+}
+
+impl Config {
+    /// The default configuration.
+    pub fn new() -> Config {
+        Config::default()
+    }
+
+    /// Chooses the backend.
+    pub fn backend(mut self, backend: Backend) -> Config {
+        self.backend = backend;
+        self
+    }
+
+    /// Sets the bounds.
+    pub fn limits(mut self, limits: Limits) -> Config {
+        self.limits = limits;
+        self
+    }
+
+    /// Changes some bounds: `Config::new().with_limits(|limits| limits.buffers = 64)`.
+    pub fn with_limits(mut self, change: impl FnOnce(&mut Limits)) -> Config {
+        change(&mut self.limits);
+        self
+    }
+
+    /// Sets [`ring_entries`](Self::ring_entries).
+    pub fn ring_entries(mut self, entries: u32) -> Config {
+        self.ring_entries = entries;
+        self
+    }
+
+    /// Sets [`submission_polling`](Self::submission_polling).
+    pub fn submission_polling(mut self, idle: Duration) -> Config {
+        self.submission_polling = Some(idle);
+        self
+    }
+
+    /// Sets [`zero_copy_bytes_min`](Self::zero_copy_bytes_min).
+    pub fn zero_copy_bytes_min(mut self, bytes: usize) -> Config {
+        self.zero_copy_bytes_min = Some(bytes);
+        self
+    }
+
+    /// Acts as if the kernel lacked `capability`, so that its emulation is used. For tests, and for kernels on
+    /// which a feature is known to be broken. May be called for several.
+    pub fn without(mut self, capability: Capability) -> Config {
+        self.without.insert(capability);
+        self
+    }
+
+    /// Calls `hook` on the shard's thread for each [`Warning`]. The library itself never prints.
+    pub fn on_warning(mut self, hook: impl Fn(&Warning) + Send + Sync + 'static) -> Config {
+        self.on_warning = Some(Arc::new(hook));
+        self
+    }
+
+    /// Runs on the scripted backend: operations are really carried out, but late, in parts, out of order,
+    /// refused and cancelled as the script's seed has it. For tests.
+    pub fn script(mut self, script: Script) -> Config {
+        self.script = Some(script);
+        self
+    }
+}
+
+impl fmt::Debug for Config {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Config")
+            .field("backend", &self.backend)
+            .field("ring_entries", &self.ring_entries)
+            .field("without", &self.without)
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backends_are_read_as_they_are_written() {
+        for backend in [Backend::Auto, Backend::Uring, Backend::Readiness] {
+            assert_eq!(backend.to_string().parse(), Ok(backend));
+        }
+        assert!("epol".parse::<Backend>().unwrap_err().contains("auto, uring and readiness"));
+    }
+
+    #[test]
+    fn impossible_limits_are_named() {
+        let limits = Limits { buffers: 0, ..Limits::default() };
+        assert!(limits.check().unwrap_err().contains("buffers"));
+        let limits = Limits { buffers: 40_000, ..Limits::default() };
+        assert!(limits.check().unwrap_err().contains("32768"));
+    }
+}

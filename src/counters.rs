@@ -1,0 +1,97 @@
+//! The counters of a shard: plain numbers that cost nothing, read as a snapshot.
+//!
+//! Together they are the *ledger*: when a shard is idle and its endpoints are closed, what was submitted has
+//! completed, what was lent has come back, and what was opened is closed.
+#![forbid(unsafe_code)]
+
+use std::fmt;
+
+/// A snapshot of a shard's counters since it was made.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct Counters {
+    /// Operations submitted.
+    pub submitted: u64,
+    /// Operations that ended (terminal completions).
+    pub completed: u64,
+    /// Completions that named an operation which had ended: counted, dropped, never delivered.
+    pub stale: u64,
+    /// Operations that ended as cancelled.
+    pub canceled: u64,
+    /// Times an endpoint had to wait for a receive buffer.
+    pub starved: u64,
+    /// Times the loop went to sleep.
+    pub parks: u64,
+    /// System calls made to wake another shard.
+    pub wakes: u64,
+    /// Turns of the loop.
+    pub turns: u64,
+    /// Connections accepted.
+    pub accepts: u64,
+    /// Times a listener began to pause for lack of descriptors.
+    pub accept_pauses: u64,
+    /// Connections handed over to another shard.
+    pub handed_over: u64,
+    /// Requests refused by a bound.
+    pub refusals: u64,
+    /// Bytes received.
+    pub bytes_in: u64,
+    /// Bytes sent.
+    pub bytes_out: u64,
+    /// Datagrams that were cut because they exceed a receive buffer.
+    pub truncated: u64,
+    /// Receive buffers lent.
+    pub buffers_lent: u64,
+    /// Receive buffers returned.
+    pub buffers_returned: u64,
+    /// Descriptors taken under the shard's care.
+    pub descriptors_opened: u64,
+    /// Descriptors closed or given away.
+    pub descriptors_closed: u64,
+    /// Endpoints opened.
+    pub opens: u64,
+    /// Endpoints closed.
+    pub closes: u64,
+    /// Tasks that panicked; the panic was contained.
+    pub panics: u64,
+}
+
+impl Counters {
+    /// Checks that nothing is outstanding: operations, buffers, descriptors and endpoints.
+    ///
+    /// # Errors
+    ///
+    /// Names the first pair that differs.
+    pub fn settled(&self) -> Result<(), String> {
+        let pairs = [
+            ("operations submitted and completed", self.submitted, self.completed),
+            ("buffers lent and returned", self.buffers_lent, self.buffers_returned),
+            ("descriptors opened and closed", self.descriptors_opened, self.descriptors_closed),
+            ("endpoints opened and closed", self.opens, self.closes),
+        ];
+        match pairs.iter().find(|(_, a, b)| a != b) {
+            Some((what, a, b)) => Err(format!("{what} differ: {a} and {b}")),
+            None => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Counters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "operations {}/{} (canceled {}, stale {}), buffers {}/{} (starved {}), descriptors {}/{}, endpoints {}/{}",
+            self.submitted,
+            self.completed,
+            self.canceled,
+            self.stale,
+            self.buffers_lent,
+            self.buffers_returned,
+            self.starved,
+            self.descriptors_opened,
+            self.descriptors_closed,
+            self.opens,
+            self.closes
+        )
+    }
+}

@@ -1,0 +1,94 @@
+//! The one shape in which every backend reports, and what the driver makes of it.
+#![forbid(unsafe_code)]
+
+use super::op::Op;
+use super::token::Token;
+use crate::buf::{Batch, BufferId, Lease, Payload};
+use crate::error::Error;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+/// What a backend says about an operation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RawCompletion {
+    /// Which operation.
+    pub token: Token,
+    /// Its result, or a negated error number of the operating system.
+    pub result: i32,
+    /// Whether further completions follow. The one without is terminal (invariant 3).
+    pub more: bool,
+    /// The pool buffer that was filled.
+    pub buffer: Option<BufferId>,
+}
+
+impl RawCompletion {
+    pub(crate) fn terminal(token: Token, result: i32) -> RawCompletion {
+        RawCompletion { token, result, more: false, buffer: None }
+    }
+}
+
+/// A completion that reached its operation.
+#[derive(Debug)]
+pub struct Completion {
+    /// Which operation.
+    pub token: Token,
+    /// The number that was given with the submission.
+    pub owner: u64,
+    /// Whether further completions of this operation follow.
+    pub more: bool,
+    /// What came of it.
+    pub done: Done,
+}
+
+/// The outcome of an operation, with everything that it hands back. Whatever it owns is given back by dropping
+/// it: an accepted descriptor is closed, a lease returns its buffer.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Done {
+    /// A connection arrived.
+    Accepted(Result<OwnedFd, Error>),
+    /// The end of an operation that yields nothing: connect, shutdown, close, poll, nop, fsync.
+    Ended(Result<(), Error>),
+    /// Bytes were appended to the buffer that was given; zero bytes are the end of the stream.
+    Filled(Result<usize, Error>, Vec<u8>),
+    /// A standing receive of a stream.
+    Received(Received),
+    /// A datagram was appended to the buffer that was given.
+    FilledFrom(Result<(usize, SocketAddr), Error>, Vec<u8>),
+    /// A standing receive of datagrams.
+    Datagram(Result<Datagram, Error>),
+    /// No buffer was free for a standing receive, which has ended.
+    Starved,
+    /// Bytes of this payload were sent, or written to a file.
+    Sent(Result<usize, Error>, Payload),
+    /// Bytes of this batch were sent.
+    SentBatch(Result<usize, Error>, Batch),
+    /// A zero-copy send has sent these many bytes; the kernel still reads the buffer until the terminal
+    /// completion.
+    SentEarly(Result<usize, Error>),
+}
+
+/// What a standing receive of a stream brought.
+#[derive(Debug)]
+pub enum Received {
+    /// Bytes, never none.
+    Data(Lease),
+    /// The peer has ended its side.
+    End,
+    /// The receive failed or was cancelled.
+    Failed(Error),
+}
+
+/// A datagram that was received.
+#[derive(Debug)]
+pub struct Datagram {
+    /// Its bytes, perhaps none.
+    pub lease: Lease,
+    /// Its sender.
+    pub from: SocketAddr,
+    /// Whether its end was cut off because the buffer was too small.
+    pub truncated: bool,
+}
+
+/// A submission that was refused, with the operation given back.
+pub type Refused = crate::error::Full<Op>;

@@ -1,0 +1,59 @@
+//! Accepting connections, one or many.
+#![allow(unsafe_code)]
+
+use super::*;
+use nix::libc;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+/// Accepts from a listening socket.
+#[derive(Debug)]
+pub struct Accept {
+    /// The listening socket.
+    pub listener: FdRef,
+    /// Go on after each connection (multishot) until cancelled or refused.
+    pub repeat: bool,
+}
+
+impl Accept {
+    fn accepted(result: i32) -> Done {
+        // SAFETY: invariant 1: a non-negative result of an accept is a new descriptor that nobody else owns.
+        Done::Accepted(counted(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    }
+}
+
+impl Kernel for Accept {
+    fn waits_for(&self) -> Option<(&FdRef, Direction)> {
+        Some((&self.listener, Direction::Read))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn sqe(&mut self, _: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
+        use io_uring::{opcode, types::Fd};
+        let listener = Fd(self.listener.as_raw_fd());
+        if self.repeat && encoding == Encoding::Plain {
+            opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC).build()
+        } else {
+            let nowhere = std::ptr::null_mut();
+            opcode::Accept::new(listener, nowhere, nowhere.cast()).flags(libc::SOCK_CLOEXEC).build()
+        }
+    }
+
+    fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
+        let listener = self.listener.as_raw_fd();
+        let attempt = attempted(|| crate::driver::sys::socket::accept_raw(listener) as isize);
+        match attempt {
+            Attempt::Done(fd) if fd >= 0 && self.repeat => Attempt::More(fd, None),
+            // The connection died in the queue. That says nothing about the listener.
+            Attempt::Done(error) if error == -libc::ECONNABORTED => Attempt::More(error, None),
+            other => other,
+        }
+    }
+
+    fn more(&mut self, completion: RawCompletion, _: &Pool) -> Done {
+        Accept::accepted(completion.result)
+    }
+
+    fn finish(self, completion: RawCompletion, _: &Pool) -> Done {
+        Accept::accepted(completion.result)
+    }
+}

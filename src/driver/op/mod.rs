@@ -1,0 +1,189 @@
+//! The closed list of operations.
+//!
+//! Each operation is one file: its payload, how the ring encodes it, how the readiness backend attempts it, and
+//! what its completion hands back. To add one, write the file and name it in `ops!`; the compiler asks for the
+//! rest. An operation owns what the kernel touches (invariant 1); its outcome owns what it hands back, so that an
+//! outcome nobody wants is given back by dropping it.
+
+mod accept;
+mod close;
+mod connect;
+mod file;
+mod nop;
+mod poll;
+mod recv;
+mod recv_msg;
+mod recv_multi;
+mod send;
+mod send_msg;
+mod send_to;
+mod shutdown;
+
+pub use accept::Accept;
+pub use close::Close;
+pub use connect::Connect;
+pub use file::{Fsync, ReadAt, WriteAt};
+pub use nop::Nop;
+pub use poll::Poll;
+pub use recv::Recv;
+pub use recv_msg::{RecvMsg, RecvMsgMulti};
+pub use recv_multi::RecvMulti;
+pub use send::Send;
+pub use send_msg::SendMsg;
+pub use send_to::SendTo;
+pub use shutdown::Shutdown;
+
+use super::completion::{Done, RawCompletion};
+use super::fd::FdRef;
+use super::slot::Scratch;
+use crate::buf::{BufferId, Pool};
+use crate::error::Error;
+
+/// What an operation waits for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Direction {
+    /// Something to read, or a connection to accept.
+    Read,
+    /// Room to write, or the end of a connect.
+    Write,
+}
+
+/// What came of one attempt on a non-blocking descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Attempt {
+    /// Nothing yet: try again when the descriptor is ready.
+    Blocked,
+    /// The operation has ended with this result.
+    Done(i32),
+    /// A standing operation brought something and goes on.
+    More(i32, Option<BufferId>),
+}
+
+/// What an attempt may use.
+pub(crate) struct Means<'a> {
+    pub(crate) pool: &'a Pool,
+    /// Most bytes to move in one system call; the scripted backend makes short reads and writes with it.
+    pub(crate) bytes_max: usize,
+}
+
+/// How the ring shall encode an operation, given what the kernel has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Encoding {
+    /// As the operation is.
+    Plain,
+    /// A standing operation as a single one, which the backend repeats.
+    Single,
+    /// A standing receive as a wait for readiness, after which the backend attempts it.
+    Wait,
+}
+
+/// A call that blocks, for the pool of blocking threads.
+pub(crate) type BlockingCall = Box<dyn FnOnce() -> i32 + std::marker::Send>;
+
+/// What every operation must say.
+pub(crate) trait Kernel: Sized {
+    /// The descriptor and direction it waits for; nothing if it never waits.
+    fn waits_for(&self) -> Option<(&FdRef, Direction)>;
+
+    /// The ring entry, without user data. Pointers in it refer to the slot's scratch and to memory that the
+    /// operation owns.
+    #[cfg(target_os = "linux")]
+    fn sqe(&mut self, scratch: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry;
+
+    /// Tries it without blocking.
+    fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt;
+
+    /// The blocking call that replaces attempts, for operations on files.
+    fn blocking(&mut self) -> Option<BlockingCall> {
+        None
+    }
+
+    /// A completion that is not the last.
+    fn more(&mut self, completion: RawCompletion, _pool: &Pool) -> Done {
+        unreachable!("a one-shot operation reported {completion:?}")
+    }
+
+    /// The terminal completion.
+    fn finish(self, completion: RawCompletion, pool: &Pool) -> Done;
+}
+
+macro_rules! ops {
+    ($($name:ident),* $(,)?) => {
+        /// An operation with everything the kernel needs for it.
+        #[derive(Debug)]
+        #[non_exhaustive]
+        pub enum Op {
+            $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name)),*
+        }
+
+        $(impl From<$name> for Op {
+            fn from(op: $name) -> Op {
+                Op::$name(op)
+            }
+        })*
+
+        impl Op {
+            /// Its name, for messages.
+            pub fn name(&self) -> &'static str {
+                match self { $(Op::$name(_) => stringify!($name)),* }
+            }
+
+            pub(crate) fn waits_for(&self) -> Option<(&FdRef, Direction)> {
+                match self { $(Op::$name(op) => op.waits_for()),* }
+            }
+
+            #[cfg(target_os = "linux")]
+            pub(crate) fn sqe(&mut self, scratch: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
+                match self { $(Op::$name(op) => op.sqe(scratch, encoding)),* }
+            }
+
+            pub(crate) fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
+                match self { $(Op::$name(op) => op.attempt(scratch, means)),* }
+            }
+
+            pub(crate) fn blocking(&mut self) -> Option<BlockingCall> {
+                match self { $(Op::$name(op) => op.blocking()),* }
+            }
+
+            pub(crate) fn more(&mut self, completion: RawCompletion, pool: &Pool) -> Done {
+                match self { $(Op::$name(op) => op.more(completion, pool)),* }
+            }
+
+            pub(crate) fn finish(self, completion: RawCompletion, pool: &Pool) -> Done {
+                match self { $(Op::$name(op) => op.finish(completion, pool)),* }
+            }
+        }
+    };
+}
+
+ops! {
+    Accept, Connect, Recv, RecvMulti, RecvMsg, RecvMsgMulti, Send, SendMsg, SendTo, Shutdown, Close, Poll, Nop, ReadAt,
+    WriteAt, Fsync,
+}
+
+/// A result that is a count.
+fn counted(result: i32) -> Result<usize, Error> {
+    usize::try_from(result).map_err(|_| Error::from_raw(result))
+}
+
+/// A result that is nothing but success or an error.
+fn ended(completion: RawCompletion) -> Done {
+    Done::Ended(counted(completion.result).map(|_| ()))
+}
+
+/// The attempt for what a non-blocking system call returned; retried when a signal interrupted it.
+fn attempted(mut call: impl FnMut() -> isize) -> Attempt {
+    loop {
+        let returned = call();
+        if returned >= 0 {
+            return Attempt::Done(i32::try_from(returned).unwrap_or(i32::MAX));
+        }
+        match nix::errno::Errno::last_raw() {
+            nix::libc::EINTR => continue,
+            number if number == nix::libc::EAGAIN || number == nix::libc::EWOULDBLOCK => {
+                return Attempt::Blocked;
+            }
+            number => return Attempt::Done(-number),
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! One receive into memory of the caller's.
+#![allow(unsafe_code)]
+
+use super::*;
+use nix::libc;
+use std::os::fd::AsRawFd;
+
+/// Receives once from a stream, appending to a buffer that the operation owns meanwhile.
+#[derive(Debug)]
+pub struct Recv {
+    /// The socket.
+    pub socket: FdRef,
+    /// Bytes are appended up to its capacity.
+    pub buffer: Vec<u8>,
+}
+
+impl Recv {
+    fn room(&mut self) -> (*mut u8, usize) {
+        let room = self.buffer.spare_capacity_mut();
+        (room.as_mut_ptr().cast(), room.len().min(i32::MAX as usize))
+    }
+}
+
+impl Kernel for Recv {
+    fn waits_for(&self) -> Option<(&FdRef, Direction)> {
+        Some((&self.socket, Direction::Read))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
+        let (start, len) = self.room();
+        io_uring::opcode::Recv::new(io_uring::types::Fd(self.socket.as_raw_fd()), start, len as u32).build()
+    }
+
+    fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {
+        let (start, len) = self.room();
+        let socket = self.socket.as_raw_fd();
+        // SAFETY: invariant 1: the range is spare capacity of the buffer that this operation owns.
+        attempted(|| unsafe {
+            libc::recv(socket, start.cast(), len.min(means.bytes_max), libc::MSG_DONTWAIT)
+        })
+    }
+
+    fn finish(mut self, completion: RawCompletion, _: &Pool) -> Done {
+        let received = counted(completion.result);
+        filled(&mut self.buffer, received.as_ref().copied().unwrap_or(0));
+        Done::Filled(received, self.buffer)
+    }
+}
+
+/// Counts bytes that were written into the spare capacity as part of the buffer.
+pub(super) fn filled(buffer: &mut Vec<u8>, bytes: usize) {
+    let len = buffer.len() + bytes;
+    assert!(len <= buffer.capacity(), "a completion claims more bytes than there was room for");
+    // SAFETY: invariant 1: the kernel wrote these bytes into the spare capacity that was offered, and the
+    // capacity was checked.
+    unsafe { buffer.set_len(len) }
+}

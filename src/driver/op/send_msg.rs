@@ -1,0 +1,98 @@
+//! Sending several payloads at once on a stream.
+#![allow(unsafe_code)]
+
+use super::*;
+use crate::buf::Batch;
+use nix::libc;
+use std::os::fd::AsRawFd;
+
+/// Sends a batch in order, whole unless the connection fails on the way.
+#[derive(Debug)]
+pub struct SendMsg {
+    /// The socket.
+    pub socket: FdRef,
+    /// What to send.
+    pub batch: Batch,
+    vectors: Vec<libc::iovec>,
+    sent: usize,
+}
+
+impl SendMsg {
+    /// Sends `batch` on `socket`.
+    pub fn new(socket: FdRef, batch: Batch) -> SendMsg {
+        SendMsg { socket, batch, vectors: Vec::new(), sent: 0 }
+    }
+
+    /// Points the scratch's message header at the unsent bytes.
+    fn prepare(&mut self, scratch: *mut Scratch, bytes_max: usize) -> *mut libc::msghdr {
+        fill_vectors(&mut self.vectors, &self.batch, self.sent, bytes_max);
+        // SAFETY: invariant 1: the scratch is this slot's own; the vectors and the payloads belong to the
+        // operation and do not move before the terminal completion.
+        unsafe {
+            let header = &raw mut (*scratch).header;
+            header.write_bytes(0, 1);
+            (*header).msg_iov = self.vectors.as_mut_ptr();
+            (*header).msg_iovlen = self.vectors.len() as _;
+            header
+        }
+    }
+}
+
+fn fill_vectors(vectors: &mut Vec<libc::iovec>, batch: &Batch, mut skip: usize, mut bytes_max: usize) {
+    vectors.clear();
+    for payload in batch.payloads() {
+        let start = skip.min(payload.len());
+        skip -= start;
+        let rest = &payload[start..];
+        let len = rest.len().min(bytes_max);
+        bytes_max -= len;
+        if len > 0 {
+            vectors.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: len });
+        }
+    }
+}
+
+impl Kernel for SendMsg {
+    fn waits_for(&self) -> Option<(&FdRef, Direction)> {
+        Some((&self.socket, Direction::Write))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn sqe(&mut self, scratch: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
+        let header = self.prepare(scratch, usize::MAX);
+        let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
+        io_uring::opcode::SendMsg::new(io_uring::types::Fd(self.socket.as_raw_fd()), header)
+            .flags(flags)
+            .build()
+    }
+
+    fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
+        let total = self.batch.bytes();
+        loop {
+            let header = self.prepare(scratch, means.bytes_max);
+            let socket = self.socket.as_raw_fd();
+            let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
+            // SAFETY: invariant 1: `prepare` set the header to memory that this operation owns.
+            let attempt = attempted(|| unsafe { libc::sendmsg(socket, header, flags) });
+            match attempt {
+                Attempt::Done(bytes) if bytes >= 0 => {
+                    self.sent += bytes as usize;
+                    if self.sent >= total {
+                        return Attempt::Done(self.sent as i32);
+                    }
+                    if means.bytes_max < usize::MAX {
+                        return Attempt::Blocked;
+                    }
+                }
+                Attempt::Done(_) if self.sent > 0 => return Attempt::Done(self.sent as i32),
+                other => return other,
+            }
+        }
+    }
+
+    fn finish(self, completion: RawCompletion, _: &Pool) -> Done {
+        let result =
+            if completion.result < 0 && self.sent > 0 { self.sent as i32 } else { completion.result };
+        Done::SentBatch(counted(result), self.batch)
+    }
+}

@@ -1,0 +1,247 @@
+//! The backends, one of which a driver has. Differences between systems live here and in the three methods of an
+//! operation, nowhere else.
+//!
+//! A backend must: take an operation that sits in a slot (`submit`) without ever completing it there and then
+//! (invariant 5); pass on the wish to end it (`cancel`), which never fails; and in `wait` hand everything on to
+//! the system, wait for at least one completion or the time-out or a wake, and report each completion in the one
+//! shape [`RawCompletion`]. What it accepted it reports with exactly one terminal completion (invariant 4). It
+//! must not touch an operation after that, and must not run foreign code.
+
+pub(crate) mod blocking;
+pub(crate) mod cpus;
+mod readiness;
+pub(crate) mod script;
+pub(crate) mod socket;
+#[cfg(target_os = "linux")]
+mod uring;
+#[cfg(target_os = "linux")]
+mod uring_bufs;
+pub(crate) mod wake;
+
+pub use wake::Wake;
+
+use super::completion::RawCompletion;
+use super::fd::FdRef;
+use super::slot::Slots;
+use super::token::Token;
+use crate::buf::Pool;
+use crate::config::{Backend as Choice, Config};
+use crate::report::{BackendKind, BackendReport, Capabilities, Capability};
+use nix::libc;
+use readiness::Readiness;
+use script::ScriptBackend;
+use std::io;
+use std::time::Duration;
+
+/// The error number of a cancelled operation.
+pub(crate) const CANCELED: i32 = libc::ECANCELED;
+/// The error number of a receive for which no buffer was free.
+pub(crate) const NO_BUFFERS: i32 = libc::ENOBUFS;
+/// The kernel's name for our ring of receive buffers.
+pub(crate) const BUFFER_GROUP: u16 = 0;
+
+/// Whether an accept was refused for lack of descriptors or of memory for them: the listener pauses.
+pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
+    let exhausted = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM];
+    error.raw_os_error().is_some_and(|number| exhausted.contains(&number))
+}
+
+/// Whether an accept failed because of that one connection: the listener goes on.
+pub(crate) fn is_connection_error(error: &io::Error) -> bool {
+    let passing = [
+        libc::ECONNABORTED,
+        libc::EPROTO,
+        libc::ENETDOWN,
+        libc::ENETUNREACH,
+        libc::EHOSTUNREACH,
+        libc::EHOSTDOWN,
+        libc::ENOPROTOOPT,
+        libc::EOPNOTSUPP,
+        libc::EPERM,
+        libc::EINTR,
+    ];
+    error.raw_os_error().is_some_and(|number| passing.contains(&number))
+}
+
+/// What a backend works on.
+pub(crate) struct Workbench<'a> {
+    pub(crate) slots: &'a mut Slots,
+    pub(crate) pool: &'a Pool,
+    pub(crate) out: &'a mut Vec<RawCompletion>,
+    /// Capabilities that turned out to be missing.
+    pub(crate) lowered: &'a mut Vec<(Capability, String)>,
+    /// Most completions to report.
+    pub(crate) budget: usize,
+}
+
+/// The backend of a driver.
+pub(crate) enum Backend {
+    #[cfg(target_os = "linux")]
+    Uring(Box<uring::Uring>),
+    Readiness(Box<Readiness>),
+    Script(Box<ScriptBackend>),
+    /// Nothing: the driver has ended.
+    Gone,
+}
+
+impl Backend {
+    /// Chooses and sets up a backend.
+    pub(crate) fn new(config: &Config, pool: &Pool) -> io::Result<(Backend, BackendReport)> {
+        if let Some(script) = &config.script {
+            let backend = ScriptBackend::new(script.clone(), config)?;
+            let report = emulated(BackendKind::Script, format!("scripted with seed {}", script.seed));
+            return Ok((Backend::Script(Box::new(backend)), report));
+        }
+        let (choice, asked) = asked_for(config)?;
+        match choice {
+            Choice::Readiness => Backend::readiness(config, asked, Vec::new()),
+            Choice::Uring => Backend::uring(config, pool, &asked).map_err(|refusal| refusal.error),
+            Choice::Auto => match Backend::uring(config, pool, &asked) {
+                Ok(made) => Ok(made),
+                Err(refusal) => {
+                    Backend::readiness(config, format!("io_uring: {}", refusal.error), refusal.ladder)
+                }
+            },
+        }
+    }
+
+    fn readiness(
+        config: &Config,
+        reason: String,
+        ladder: Vec<String>,
+    ) -> io::Result<(Backend, BackendReport)> {
+        let backend = Readiness::new(config)?;
+        let mut report = emulated(BackendKind::Readiness, reason);
+        report.ladder = ladder;
+        report.ladder.push(backend.describe().into());
+        Ok((Backend::Readiness(Box::new(backend)), report))
+    }
+
+    #[cfg(target_os = "linux")]
+    fn uring(config: &Config, pool: &Pool, asked: &str) -> Result<(Backend, BackendReport), Refusal> {
+        let (ring, report) = uring::Uring::new(config, pool, asked)?;
+        Ok((Backend::Uring(Box::new(ring)), report))
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn uring(_: &Config, _: &Pool, _: &str) -> Result<(Backend, BackendReport), Refusal> {
+        let error = io::Error::new(io::ErrorKind::Unsupported, "this system has no io_uring");
+        Err(Refusal { error, ladder: Vec::new() })
+    }
+
+    /// Whether descriptors must not block for this backend.
+    pub(crate) fn wants_nonblocking(&self) -> bool {
+        matches!(self, Backend::Readiness(_) | Backend::Script(_))
+    }
+
+    /// Whether a submission shall be refused as if the table were full; only a script does that.
+    pub(crate) fn refuses(&mut self) -> bool {
+        match self {
+            Backend::Script(script) => script.refuses(),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn wake(&self) -> Wake {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.wake(),
+            Backend::Readiness(readiness) => readiness.wake(),
+            Backend::Script(script) => script.wake(),
+            Backend::Gone => Wake::flag(Default::default()),
+        }
+    }
+
+    pub(crate) fn submit(&mut self, token: Token, slots: &mut Slots) -> io::Result<()> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.submit(token, slots),
+            Backend::Readiness(readiness) => return readiness.submit(token, slots),
+            Backend::Script(script) => script.submit(token),
+            Backend::Gone => {}
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&mut self, token: Token, slots: &mut Slots) {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.cancel(token, slots),
+            Backend::Readiness(readiness) => readiness.cancel(token, slots),
+            Backend::Script(script) => script.cancel(token),
+            Backend::Gone => {}
+        }
+    }
+
+    /// The descriptor is about to be closed or given away; no operation uses it.
+    pub(crate) fn forget(&mut self, fd: &FdRef) {
+        if let Backend::Readiness(readiness) = self {
+            readiness.forget(fd);
+        }
+    }
+
+    /// A descriptor was closed by dropping its last reference; this was its registration.
+    pub(crate) fn forget_closed(&mut self, registration: u32) {
+        if let Backend::Readiness(readiness) = self {
+            readiness.forget_closed(registration);
+        }
+    }
+
+    pub(crate) fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Option<Duration>) -> io::Result<()> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.wait(bench, timeout),
+            Backend::Readiness(readiness) => readiness.wait(bench, timeout),
+            Backend::Script(script) => script.wait(bench, timeout),
+            Backend::Gone => Ok(()),
+        }
+    }
+
+    /// Ends what the backend itself has in flight; true when nothing is left.
+    pub(crate) fn settle_down(&mut self) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.settle_down(),
+            _ => true,
+        }
+    }
+
+    /// Takes the pool's buffers back from the kernel; nothing may be in flight.
+    pub(crate) fn release(&mut self) {
+        #[cfg(target_os = "linux")]
+        if let Backend::Uring(ring) = self {
+            ring.release();
+        }
+    }
+}
+
+/// Why a backend could not be set up, and what had been tried.
+pub(crate) struct Refusal {
+    pub(crate) error: io::Error,
+    pub(crate) ladder: Vec<String>,
+}
+
+/// What the environment or else the configuration asks for, before any io_uring call is made.
+fn asked_for(config: &Config) -> io::Result<(Choice, String)> {
+    const VARIABLE: &str = "ANABRANCH_BACKEND";
+    match std::env::var(VARIABLE) {
+        Ok(text) if !text.is_empty() => {
+            let choice = text.parse().map_err(|error| {
+                io::Error::new(io::ErrorKind::InvalidInput, format!("{VARIABLE}: {error}"))
+            })?;
+            Ok((choice, format!("asked for {choice} by {VARIABLE}")))
+        }
+        _ => Ok((config.backend, format!("asked for {}", config.backend))),
+    }
+}
+
+/// The report of a backend that emulates: standing operations are its own, nothing comes from the kernel.
+fn emulated(backend: BackendKind, reason: String) -> BackendReport {
+    BackendReport {
+        backend,
+        reason,
+        ladder: Vec::new(),
+        capabilities: Capabilities::default(),
+        lowered: Vec::new(),
+    }
+}

@@ -1,0 +1,481 @@
+//! Completions emulated over readiness: epoll, kqueue or poll, through the `polling` crate.
+//!
+//! Each descriptor has two queues of tokens, one per direction, so that no waiter is ever lost to another. A
+//! submission joins its queue and is attempted at the next `wait`; what would block stays until the descriptor
+//! is ready. In edge mode a stop by budget keeps the descriptor on the ready list, because no second edge will
+//! come; where there are no edges, interest is set anew after each event. Calls on files go to the pool of
+//! blocking threads.
+//!
+//! The slots own the operations; this file only ever borrows them. A descriptor leaves the poller before it is
+//! closed (`forget`).
+#![allow(unsafe_code)]
+
+use super::blocking::BlockingPool;
+use super::{Wake, Workbench};
+use crate::config::Config;
+use crate::driver::completion::RawCompletion;
+use crate::driver::fd::FdRef;
+use crate::driver::op::{Attempt, BlockingCall, Direction, Means};
+use crate::driver::slot::Slots;
+use crate::driver::sys::CANCELED;
+use crate::driver::token::Token;
+use crate::error::Full;
+use polling::{Event, Events, PollMode, Poller};
+use slab::Slab;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+/// The readiness backend.
+pub(crate) struct Readiness {
+    poller: Arc<Poller>,
+    events: Events,
+    mode: PollMode,
+    registrations: Slab<Registration>,
+    generation: u32,
+    /// Registrations with something to attempt.
+    ready: VecDeque<u32>,
+    /// Results that wait for the next `wait`.
+    immediate: VecDeque<RawCompletion>,
+    /// Submissions that wait for no descriptor.
+    unattached: VecDeque<Token>,
+    blocking: Blocking,
+    attempts_max: usize,
+    /// The last wait left out the poller because it had results anyway.
+    skipped_poll: bool,
+}
+
+/// A descriptor that operations wait on.
+struct Registration {
+    fd: RawFd,
+    generation: u32,
+    queues: [Fifo; 2],
+    /// On the ready list.
+    listed: bool,
+    /// Directions that may be ready: attempted when listed.
+    maybe: [bool; 2],
+}
+
+impl Registration {
+    /// Puts the registration on the ready list, once.
+    fn list(&mut self, index: u32, ready: &mut VecDeque<u32>) {
+        if !self.listed {
+            self.listed = true;
+            ready.push_back(index);
+        }
+    }
+}
+
+/// A queue of tokens that allocates for the second one only.
+#[derive(Default)]
+struct Fifo {
+    first: Option<Token>,
+    rest: VecDeque<Token>,
+}
+
+impl Fifo {
+    fn push(&mut self, token: Token) {
+        match self.first {
+            None => self.first = Some(token),
+            Some(_) => self.rest.push_back(token),
+        }
+    }
+
+    fn pop(&mut self) {
+        self.first = self.rest.pop_front();
+    }
+
+    fn remove(&mut self, token: Token) -> bool {
+        if self.first == Some(token) {
+            self.pop();
+            return true;
+        }
+        let before = self.rest.len();
+        self.rest.retain(|other| *other != token);
+        self.rest.len() != before
+    }
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Calls on files, which run on other threads.
+struct Blocking {
+    pool: BlockingPool,
+    results: Arc<Mutex<Vec<(Token, i32)>>>,
+    /// Calls that found the pool's queue full.
+    deferred: VecDeque<(Token, Job)>,
+}
+
+impl Readiness {
+    pub(crate) fn new(config: &Config) -> io::Result<Readiness> {
+        let poller = Arc::new(Poller::new()?);
+        let mode = if poller.supports_edge() { PollMode::Edge } else { PollMode::Oneshot };
+        let limits = &config.limits;
+        Ok(Readiness {
+            poller,
+            events: Events::new(),
+            mode,
+            registrations: Slab::new(),
+            generation: 0,
+            ready: VecDeque::new(),
+            immediate: VecDeque::new(),
+            unattached: VecDeque::new(),
+            blocking: Blocking {
+                pool: BlockingPool::new(
+                    limits.blocking_threads_max,
+                    limits.blocking_queue_max,
+                    Duration::from_secs(5),
+                ),
+                results: Arc::default(),
+                deferred: VecDeque::new(),
+            },
+            attempts_max: limits.attempts_per_event_max,
+            skipped_poll: false,
+        })
+    }
+
+    /// How it learns of readiness, for the report.
+    pub(crate) fn describe(&self) -> &'static str {
+        match self.mode {
+            PollMode::Edge => "readiness with edge-triggered events: ok",
+            _ => "readiness with one-shot events: ok",
+        }
+    }
+
+    pub(crate) fn wake(&self) -> Wake {
+        Wake::poller(Arc::clone(&self.poller))
+    }
+
+    pub(crate) fn submit(&mut self, token: Token, slots: &mut Slots) -> io::Result<()> {
+        let Some((op, _)) = slots.parts(token) else { return Ok(()) };
+        let Some((fd, direction)) = op.waits_for() else {
+            self.unattached.push_back(token);
+            return Ok(());
+        };
+        let index = match self.registered(fd) {
+            // What cannot be polled, a regular file for instance, never blocks.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                self.unattached.push_back(token);
+                return Ok(());
+            }
+            registered => registered?,
+        };
+        let registration = &mut self.registrations[index as usize];
+        let queue = &mut registration.queues[direction as usize];
+        // Behind another operation there is nothing to attempt until that one has ended.
+        let first = queue.first.is_none();
+        queue.push(token);
+        if first {
+            registration.maybe[direction as usize] = true;
+            self.list(index);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn cancel(&mut self, token: Token, slots: &mut Slots) {
+        let Some((op, _)) = slots.parts(token) else { return };
+        let removed = match op.waits_for() {
+            Some((fd, direction)) => fd.registration().is_some_and(|index| {
+                let registration = &mut self.registrations[index as usize];
+                registration.queues[direction as usize].remove(token)
+            }),
+            None => self.blocking.remove_deferred(token) || remove(&mut self.unattached, token),
+        };
+        // An operation whose terminal result is on its way, or whose call runs on a thread, ends by itself.
+        if removed {
+            self.immediate.push_back(RawCompletion::terminal(token, -CANCELED));
+            self.attempt_successors(token, slots);
+        }
+    }
+
+    /// The next in the queue of a cancelled operation may be ready.
+    fn attempt_successors(&mut self, token: Token, slots: &mut Slots) {
+        let Some((op, _)) = slots.parts(token) else { return };
+        let Some((fd, direction)) = op.waits_for() else { return };
+        let Some(index) = fd.registration() else { return };
+        self.registrations[index as usize].maybe[direction as usize] = true;
+        self.list(index);
+    }
+
+    pub(crate) fn forget(&mut self, fd: &FdRef) {
+        let Some(index) = fd.registration() else { return };
+        fd.set_registration(None);
+        // The poller refuses descriptors that it does not know; there is nothing to do then.
+        let _ = self.poller.delete(fd);
+        self.forget_closed(index);
+    }
+
+    /// As [`forget`](Self::forget), for a descriptor that has been closed by dropping it.
+    pub(crate) fn forget_closed(&mut self, index: u32) {
+        // If it stands on the ready list, its place there is skipped.
+        self.registrations.remove(index as usize);
+    }
+
+    pub(crate) fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Option<Duration>) -> io::Result<()> {
+        self.run_unattached(bench);
+        self.run_ready(bench);
+        self.take_immediate(bench);
+        if !bench.out.is_empty() && !self.skipped_poll {
+            self.skipped_poll = true;
+            return Ok(());
+        }
+        self.skipped_poll = false;
+        let idle = bench.out.is_empty() && self.ready.is_empty() && self.immediate.is_empty();
+        self.poll(if idle { timeout } else { Some(Duration::ZERO) })?;
+        self.run_ready(bench);
+        self.take_immediate(bench);
+        Ok(())
+    }
+
+    fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
+        self.events.clear();
+        match self.poller.wait(&mut self.events, timeout) {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+            _ => {}
+        }
+        let Readiness { events, registrations, ready, .. } = self;
+        for event in events.iter() {
+            let (index, generation) = unpack(event.key);
+            // An event of a descriptor that was closed meanwhile names an older generation.
+            let known = registrations.get_mut(index as usize).filter(|known| known.generation == generation);
+            if let Some(registration) = known {
+                registration.maybe[Direction::Read as usize] |= event.readable;
+                registration.maybe[Direction::Write as usize] |= event.writable;
+                registration.list(index, ready);
+            }
+        }
+        for (token, result) in self.blocking.take_results() {
+            self.immediate.push_back(RawCompletion::terminal(token, result));
+        }
+        Ok(())
+    }
+
+    fn list(&mut self, index: u32) {
+        self.registrations[index as usize].list(index, &mut self.ready);
+    }
+
+    /// The registration of a descriptor, made at its first use.
+    fn registered(&mut self, fd: &FdRef) -> io::Result<u32> {
+        if let Some(index) = fd.registration() {
+            return Ok(index);
+        }
+        self.generation = self.generation.wrapping_add(1) & GENERATION_MASK;
+        let index = self.registrations.vacant_key() as u32;
+        let key = pack(index, self.generation);
+        let interest = match self.mode {
+            PollMode::Edge => Event::all(key),
+            _ => Event::none(key),
+        };
+        // SAFETY: invariant 10: the slots' references keep the descriptor open, and the driver calls `forget`
+        // before it is closed.
+        unsafe { self.poller.add_with_mode(fd.as_raw_fd(), interest, self.mode)? };
+        let registration = Registration {
+            fd: fd.as_raw_fd(),
+            generation: self.generation,
+            queues: Default::default(),
+            listed: false,
+            maybe: [false; 2],
+        };
+        self.registrations.insert(registration);
+        fd.set_registration(Some(index));
+        Ok(index)
+    }
+
+    fn run_unattached(&mut self, bench: &mut Workbench<'_>) {
+        self.blocking.run_deferred();
+        for _ in 0..self.unattached.len() {
+            if bench.out.len() >= bench.budget {
+                return;
+            }
+            let Some(token) = self.unattached.pop_front() else { return };
+            let Some((op, scratch)) = bench.slots.parts(token) else { continue };
+            if let Some(call) = op.blocking() {
+                self.blocking.run(token, call, &self.poller);
+                continue;
+            }
+            let means = Means { pool: bench.pool, bytes_max: usize::MAX };
+            if let Attempt::Done(result) = op.attempt(scratch, &means) {
+                bench.out.push(RawCompletion::terminal(token, result));
+            }
+        }
+    }
+
+    fn run_ready(&mut self, bench: &mut Workbench<'_>) {
+        for _ in 0..self.ready.len() {
+            if bench.out.len() >= bench.budget {
+                return;
+            }
+            let Some(index) = self.ready.pop_front() else { return };
+            match self.registrations.get_mut(index as usize) {
+                Some(registration) if registration.listed => registration.listed = false,
+                _ => continue,
+            }
+            let again =
+                [Direction::Read, Direction::Write].map(|direction| self.run_queue(index, direction, bench));
+            if again.contains(&true) {
+                self.list(index);
+            } else if self.mode != PollMode::Edge {
+                self.set_interest(index);
+            }
+        }
+    }
+
+    /// Attempts the operations of one queue in order; true if the budget ended before they did.
+    fn run_queue(&mut self, index: u32, direction: Direction, bench: &mut Workbench<'_>) -> bool {
+        let registration = &mut self.registrations[index as usize];
+        if !registration.maybe[direction as usize] {
+            return false;
+        }
+        for _ in 0..self.attempts_max {
+            if bench.out.len() >= bench.budget {
+                return true;
+            }
+            let queue = &mut registration.queues[direction as usize];
+            let Some(token) = queue.first else { return false };
+            let Some((op, scratch)) = bench.slots.parts(token) else {
+                queue.pop();
+                continue;
+            };
+            match op.attempt(scratch, &Means { pool: bench.pool, bytes_max: usize::MAX }) {
+                Attempt::Blocked => {
+                    registration.maybe[direction as usize] = false;
+                    return false;
+                }
+                Attempt::Done(result) => {
+                    queue.pop();
+                    bench.out.push(RawCompletion::terminal(token, result));
+                }
+                Attempt::More(result, buffer) => {
+                    bench.out.push(RawCompletion { token, result, more: true, buffer });
+                }
+            }
+        }
+        true
+    }
+
+    /// Without edges: asks for the next event of the directions somebody waits for.
+    fn set_interest(&mut self, index: u32) {
+        let registration = &self.registrations[index as usize];
+        let waits = registration.queues.each_ref().map(|queue| queue.first.is_some());
+        let interest = Event::new(pack(index, registration.generation), waits[0], waits[1]);
+        // SAFETY: invariant 10: a registered descriptor is open until `forget`.
+        let fd = unsafe { BorrowedFd::borrow_raw(registration.fd) };
+        let _ = self.poller.modify_with_mode(fd, interest, self.mode);
+    }
+
+    fn take_immediate(&mut self, bench: &mut Workbench<'_>) {
+        let room = bench.budget.saturating_sub(bench.out.len()).min(self.immediate.len());
+        bench.out.extend(self.immediate.drain(..room));
+    }
+}
+
+impl Blocking {
+    fn run(&mut self, token: Token, call: BlockingCall, poller: &Arc<Poller>) {
+        let (results, poller) = (Arc::clone(&self.results), Arc::clone(poller));
+        let job = Box::new(move || {
+            let result = call();
+            lock(&results).push((token, result));
+            let _ = poller.notify();
+        });
+        self.start(token, job);
+    }
+
+    fn start(&mut self, token: Token, job: Job) {
+        if let Err(Full(job)) = self.pool.run(job) {
+            self.deferred.push_back((token, job));
+        }
+    }
+
+    /// Tries again what found the queue full.
+    fn run_deferred(&mut self) {
+        for _ in 0..self.deferred.len() {
+            let Some((token, job)) = self.deferred.pop_front() else { return };
+            self.start(token, job);
+        }
+    }
+
+    fn remove_deferred(&mut self, token: Token) -> bool {
+        let before = self.deferred.len();
+        self.deferred.retain(|(other, _)| *other != token);
+        self.deferred.len() != before
+    }
+
+    fn take_results(&mut self) -> Vec<(Token, i32)> {
+        std::mem::take(&mut *lock(&self.results))
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn remove(queue: &mut VecDeque<Token>, token: Token) -> bool {
+    let before = queue.len();
+    queue.retain(|other| *other != token);
+    queue.len() != before
+}
+
+const GENERATION_MASK: u32 = 0x3fff_ffff;
+
+/// The poller's key of a registration. A generation keeps late events of a closed descriptor apart.
+#[cfg(target_pointer_width = "64")]
+fn pack(index: u32, generation: u32) -> usize {
+    (generation as usize) << 32 | index as usize
+}
+
+#[cfg(target_pointer_width = "64")]
+fn unpack(key: usize) -> (u32, u32) {
+    (key as u32, (key >> 32) as u32)
+}
+
+/// On small systems the generation has fewer bits.
+#[cfg(target_pointer_width = "32")]
+fn pack(index: u32, generation: u32) -> usize {
+    ((generation & 0x7f) << 24 | index) as usize
+}
+
+#[cfg(target_pointer_width = "32")]
+fn unpack(key: usize) -> (u32, u32) {
+    (key as u32 & 0xff_ffff, key as u32 >> 24)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::buf::Pool;
+    use crate::driver::fd::Census;
+    use crate::driver::op::{Op, Poll};
+    use crate::driver::sys::Backend;
+    use std::os::unix::net::UnixStream;
+    use std::rc::Rc;
+
+    #[test]
+    fn a_descriptor_that_is_dropped_leaves_no_registration_behind() {
+        let pool = Pool::new(1, 512, Box::new(|| {}));
+        let (census, mut slots) = (Rc::<Census>::default(), Slots::new(8));
+        let mut backend = Backend::Readiness(Box::new(Readiness::new(&Config::new()).expect("a poller")));
+        for _ in 0..100 {
+            let (ours, _theirs) = UnixStream::pair().expect("a pair");
+            let fd = FdRef::new(ours.into(), &census);
+            let poll = Op::from(Poll { fd, direction: Direction::Write });
+            let token = slots.insert(poll, 0).expect("room");
+            backend.submit(token, &mut slots).expect("the poller takes it");
+            let (mut out, mut lowered) = (Vec::new(), Vec::new());
+            let mut bench =
+                Workbench { slots: &mut slots, pool: &pool, out: &mut out, lowered: &mut lowered, budget: 8 };
+            backend.wait(&mut bench, None).expect("a wait");
+            assert_eq!(out, [RawCompletion::terminal(token, 0)]);
+            // The operation held the last reference.
+            slots.remove(token);
+            census
+                .left_behind
+                .take()
+                .into_iter()
+                .for_each(|registration| backend.forget_closed(registration));
+        }
+        let Backend::Readiness(readiness) = backend else { return };
+        assert_eq!(readiness.registrations.len(), 0);
+    }
+}

@@ -1,0 +1,149 @@
+//! Socket calls that differ between systems, or that need raw pointers.
+#![allow(unsafe_code)]
+
+use crate::driver::op::Direction;
+use nix::libc;
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+
+/// `accept4(2)` without an address; the new descriptor is closed on exec and does not block.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+pub(crate) fn accept_raw(listener: RawFd) -> i32 {
+    let flags = libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK;
+    // SAFETY: plain system call; null pointers ask for no address.
+    unsafe { libc::accept4(listener, std::ptr::null_mut(), std::ptr::null_mut(), flags) }
+}
+
+/// `accept(2)` without an address; the new descriptor is closed on exec and does not block.
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+pub(crate) fn accept_raw(listener: RawFd) -> i32 {
+    // SAFETY: plain system calls; null pointers ask for no address.
+    unsafe {
+        let fd = libc::accept(listener, std::ptr::null_mut(), std::ptr::null_mut());
+        if fd >= 0 {
+            libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+            libc::fcntl(fd, libc::F_SETFL, libc::O_NONBLOCK);
+        }
+        fd
+    }
+}
+
+/// Writes an address as the system reads it; gives its length.
+///
+/// # Safety
+///
+/// A whole `sockaddr_storage` can be written at `target`.
+pub(crate) unsafe fn write_address(
+    target: *mut libc::sockaddr_storage,
+    address: SocketAddr,
+) -> libc::socklen_t {
+    match address {
+        SocketAddr::V4(v4) => {
+            // SAFETY: zeros are a valid address of the family.
+            let mut raw: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+            raw.sin_family = libc::AF_INET as libc::sa_family_t;
+            raw.sin_port = v4.port().to_be();
+            raw.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
+            // SAFETY: the caller's promise; a storage is larger and as strictly aligned.
+            unsafe { target.cast::<libc::sockaddr_in>().write(raw) };
+            size_of::<libc::sockaddr_in>() as libc::socklen_t
+        }
+        SocketAddr::V6(v6) => {
+            // SAFETY: zeros are a valid address of the family.
+            let mut raw: libc::sockaddr_in6 = unsafe { std::mem::zeroed() };
+            raw.sin6_family = libc::AF_INET6 as libc::sa_family_t;
+            raw.sin6_port = v6.port().to_be();
+            raw.sin6_addr.s6_addr = v6.ip().octets();
+            raw.sin6_flowinfo = v6.flowinfo();
+            raw.sin6_scope_id = v6.scope_id();
+            // SAFETY: the caller's promise; a storage is larger and as strictly aligned.
+            unsafe { target.cast::<libc::sockaddr_in6>().write(raw) };
+            size_of::<libc::sockaddr_in6>() as libc::socklen_t
+        }
+    }
+}
+
+/// Reads an IPv4 or IPv6 address that the system wrote; nothing if it is neither, or cut.
+///
+/// # Safety
+///
+/// `len` bytes can be read from `start`.
+pub(crate) unsafe fn read_address(start: *const u8, len: usize) -> Option<SocketAddr> {
+    if len < size_of::<libc::sockaddr_in>() {
+        return None;
+    }
+    // SAFETY: the caller's promise, and an IPv4 address is not longer than `len`; any bytes are a valid one.
+    let v4 = unsafe { start.cast::<libc::sockaddr_in>().read_unaligned() };
+    if i32::from(v4.sin_family) == libc::AF_INET {
+        let ip = Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes());
+        return Some(SocketAddr::from((ip, u16::from_be(v4.sin_port))));
+    }
+    if i32::from(v4.sin_family) != libc::AF_INET6 || len < size_of::<libc::sockaddr_in6>() {
+        return None;
+    }
+    // SAFETY: as above, with the length of an IPv6 address.
+    let v6 = unsafe { start.cast::<libc::sockaddr_in6>().read_unaligned() };
+    let (ip, port) = (Ipv6Addr::from(v6.sin6_addr.s6_addr), u16::from_be(v6.sin6_port));
+    Some(SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into())
+}
+
+/// Whether `fd` is ready in `direction` right now. An error counts as ready: the next call reports it.
+pub(crate) fn is_ready(fd: &impl AsFd, direction: Direction) -> bool {
+    let events = match direction {
+        Direction::Read => libc::POLLIN,
+        Direction::Write => libc::POLLOUT,
+    };
+    let mut poll = libc::pollfd { fd: fd.as_fd().as_raw_fd(), events, revents: 0 };
+    // SAFETY: one valid `pollfd`, no waiting.
+    unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+}
+
+/// Makes room for `count` descriptors in the process's table, as far as the limit allows.
+///
+/// The table doubles as it fills, and in a process with several threads each doubling waits for a grace period of
+/// the kernel: tens of milliseconds in which a burst of connections overflows a backlog. Called before threads
+/// start it costs nothing.
+pub(crate) fn reserve_descriptors(count: usize) {
+    use nix::fcntl::{FcntlArg, fcntl};
+    use nix::sys::resource::{Resource, getrlimit};
+    let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
+    let highest = u64::try_from(count).unwrap_or(u64::MAX).min(limit).saturating_sub(1);
+    let (Ok(null), Ok(highest)) = (std::fs::File::open("/dev/null"), i32::try_from(highest)) else { return };
+    if let Ok(fd) = fcntl(&null, FcntlArg::F_DUPFD_CLOEXEC(highest)) {
+        // SAFETY: invariant 1 (descriptors): the duplicate is new and nobody else's; it is closed right here.
+        drop(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) });
+    }
+}
+
+/// Sets whether calls on `fd` block.
+pub(crate) fn set_nonblocking(fd: &impl AsFd, nonblocking: bool) -> io::Result<()> {
+    use nix::fcntl::{FcntlArg, OFlag, fcntl};
+    let flags = OFlag::from_bits_retain(fcntl(fd.as_fd(), FcntlArg::F_GETFL)?);
+    let mut wanted = flags;
+    wanted.set(OFlag::O_NONBLOCK, nonblocking);
+    if wanted != flags {
+        fcntl(fd.as_fd(), FcntlArg::F_SETFL(wanted))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_as_it_was_written() {
+        for text in ["127.0.0.1:80", "255.1.2.3:65535", "[::1]:0", "[fe80::1%7]:9", "[2001:db8::ff]:443"] {
+            let address: SocketAddr = text.parse().unwrap();
+            // SAFETY: zeros are a valid storage; the pointers are to it, and the length is what was written.
+            unsafe {
+                let mut storage: libc::sockaddr_storage = std::mem::zeroed();
+                let len = write_address(&raw mut storage, address) as usize;
+                let start = (&raw const storage).cast();
+                assert_eq!(read_address(start, len), Some(address));
+                assert_eq!(read_address(start, len - 1), None, "cut");
+            }
+        }
+    }
+}

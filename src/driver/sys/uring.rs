@@ -1,0 +1,424 @@
+//! The io_uring backend: ring set-up, encoding, submission, reaping.
+//!
+//! One `enter` per wait submits everything and waits. An entry that was published is in flight whatever `enter`
+//! returned (invariant 2); what finds the ring full waits in the backlog, in order, cancels included, so none is
+//! ever lost (invariant 6). What the kernel lacks is emulated: a standing operation becomes single ones that are
+//! repeated here, or a wait for readiness and an attempt. Which of these an operation uses travels as a mark in
+//! the low byte of its user data.
+//!
+//! The ring is used by one thread only. It must be drained before it is dropped; the driver sees to that.
+#![allow(unsafe_code)]
+
+mod doorway;
+mod setup;
+
+use self::doorway::{Doorway, GETEVENTS, SQ_WAKEUP};
+use self::setup::{advise, build, require};
+use super::uring_bufs::BufferRing;
+use super::{BUFFER_GROUP, CANCELED, Refusal, Wake, Workbench};
+use crate::buf::{BufferId, Pool};
+use crate::config::Config;
+use crate::driver::completion::RawCompletion;
+use crate::driver::fd::FdRef;
+use crate::driver::op::{Attempt, Encoding, Means, Op};
+use crate::driver::slot::Slots;
+use crate::driver::token::Token;
+use crate::report::{BackendKind, BackendReport, Capabilities, Capability};
+use io_uring::squeue::Entry;
+use io_uring::types::Fd;
+use io_uring::{IoUring, cqueue, opcode};
+use nix::libc;
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Marks in the low byte of user data.
+const MARK_PLAIN: u8 = 0;
+const MARK_SINGLE: u8 = 1;
+const MARK_WAIT: u8 = 2;
+const MARK_OWN: u8 = 0xff;
+
+/// User data of entries that are the backend's own.
+const WAKE: u64 = 1 << 8 | MARK_OWN as u64;
+const CANCEL: u64 = 2 << 8 | MARK_OWN as u64;
+
+/// The io_uring backend.
+pub(crate) struct Uring {
+    /// Dropped before the ring, whose descriptor it uses.
+    doorway: Doorway,
+    ring: IoUring,
+    bufs: Option<BufferRing>,
+    capabilities: Capabilities,
+    /// Entries that found the ring full, in order.
+    backlog: VecDeque<Entry>,
+    /// Completions that wait for the next `wait`: of operations that were cancelled in the backlog, and what
+    /// was above the budget.
+    early: Vec<RawCompletion>,
+    /// Completions that need more than translating: the raw fields.
+    special: Vec<(u64, i32, u32)>,
+    event: Arc<EventFd>,
+    /// Where the kernel writes the event's counter.
+    event_count: Box<u64>,
+    wake_armed: bool,
+    ending: bool,
+    submission_polling: bool,
+    attempts_max: usize,
+}
+
+impl Uring {
+    pub(crate) fn new(config: &Config, pool: &Pool, asked: &str) -> Result<(Uring, BackendReport), Refusal> {
+        let mut ladder = Vec::new();
+        match Uring::set_up(config, pool, &mut ladder) {
+            Ok((ring, lowered)) => {
+                let report = BackendReport {
+                    backend: BackendKind::Uring,
+                    reason: format!("{asked}; io_uring works here"),
+                    ladder,
+                    capabilities: ring.capabilities,
+                    lowered,
+                };
+                Ok((ring, report))
+            }
+            Err(error) => Err(Refusal { error: advise(&error), ladder }),
+        }
+    }
+
+    fn set_up(
+        config: &Config,
+        pool: &Pool,
+        ladder: &mut Vec<String>,
+    ) -> io::Result<(Uring, Vec<(Capability, String)>)> {
+        let mut lowered: Vec<_> = config.without.iter().map(|masked| (masked, "masked".to_owned())).collect();
+        let (ring, mut capabilities) = build(config, ladder)?;
+        let mut doorway = Doorway::new(ring.as_raw_fd());
+        require(&ring, config, &mut capabilities, &mut lowered)?;
+        let allowed = |capability| !config.without.has(capability);
+        if allowed(Capability::RegisteredRing) {
+            match doorway.register() {
+                Ok(()) => capabilities.insert(Capability::RegisteredRing),
+                Err(error) => lowered.push((Capability::RegisteredRing, error.to_string())),
+            }
+        }
+        let mut bufs = None;
+        if allowed(Capability::BufferRing) && !capabilities.has(Capability::MultishotReceiveMessage) {
+            // Emulated receives of datagrams take free buffers from the pool, where the ring would leave none.
+            lowered.push((Capability::BufferRing, "useless without multishot-receive-message".to_owned()));
+        } else if allowed(Capability::BufferRing) {
+            match BufferRing::register(&ring, pool, BUFFER_GROUP) {
+                Ok(made) => {
+                    capabilities.insert(Capability::BufferRing);
+                    bufs = Some(made);
+                }
+                Err(error) => lowered.push((Capability::BufferRing, error.to_string())),
+            }
+        }
+        // No probe tells of these: they are believed until the kernel refuses one.
+        for capability in [Capability::MultishotAccept, Capability::AddressedSend] {
+            if allowed(capability) {
+                capabilities.insert(capability);
+            }
+        }
+        let event = EventFd::from_value_and_flags(0, EfdFlags::EFD_CLOEXEC)?;
+        let ring = Uring {
+            doorway,
+            ring,
+            bufs,
+            capabilities,
+            backlog: VecDeque::new(),
+            early: Vec::new(),
+            special: Vec::new(),
+            event: Arc::new(event),
+            event_count: Box::new(0),
+            wake_armed: false,
+            ending: false,
+            submission_polling: config.submission_polling.is_some(),
+            attempts_max: config.limits.attempts_per_event_max,
+        };
+        Ok((ring, lowered))
+    }
+
+    pub(crate) fn wake(&self) -> Wake {
+        Wake::event(Arc::clone(&self.event))
+    }
+
+    pub(crate) fn submit(&mut self, token: Token, slots: &mut Slots) {
+        let Some(slot) = slots.get_mut(token) else { return };
+        let (encoding, mark) = self.encoding(&slot.op);
+        slot.mark = mark;
+        let Some((op, scratch)) = slots.parts(token) else { return };
+        let entry = op.sqe(scratch, encoding).user_data(token.marked(mark));
+        if !self.push(entry) {
+            slots.get_mut(token).into_iter().for_each(|slot| slot.waiting = true);
+        }
+    }
+
+    /// How the kernel's capabilities let an operation be encoded, and the mark of its completions.
+    fn encoding(&self, op: &Op) -> (Encoding, u8) {
+        let has = |capability| self.capabilities.has(capability);
+        match op {
+            Op::Accept(op) if op.repeat && !has(Capability::MultishotAccept) => {
+                (Encoding::Single, MARK_SINGLE)
+            }
+            Op::RecvMulti(_) if !has(Capability::BufferRing) => (Encoding::Wait, MARK_WAIT),
+            Op::RecvMulti(_) if !has(Capability::MultishotReceive) => (Encoding::Single, MARK_SINGLE),
+            Op::RecvMsgMulti(_)
+                if !has(Capability::BufferRing) || !has(Capability::MultishotReceiveMessage) =>
+            {
+                (Encoding::Wait, MARK_WAIT)
+            }
+            Op::Send(op) if op.zero_copy && !(has(Capability::ZeroCopySend) && is_internet(&op.socket)) => {
+                (Encoding::Single, MARK_PLAIN)
+            }
+            Op::SendTo(op) if op.to.is_some() && !has(Capability::AddressedSend) => {
+                (Encoding::Single, MARK_PLAIN)
+            }
+            _ => (Encoding::Plain, MARK_PLAIN),
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, token: Token, slots: &mut Slots) {
+        let Some(slot) = slots.get_mut(token) else { return };
+        let target = token.marked(slot.mark);
+        if std::mem::take(&mut slot.waiting) {
+            let waiting = self.backlog.iter().position(|entry| entry.get_user_data() == target);
+            // The kernel has not seen it: it ends here and now, and is reported at the next wait.
+            waiting.and_then(|index| self.backlog.remove(index));
+            self.early.push(RawCompletion::terminal(token, -CANCELED));
+            return;
+        }
+        self.push(opcode::AsyncCancel::new(target).build().user_data(CANCEL));
+    }
+
+    /// Puts an entry into the ring, or else into the backlog; true if it found room in the ring.
+    fn push(&mut self, entry: Entry) -> bool {
+        if self.backlog.is_empty() {
+            // SAFETY: invariant 1: what the entry points to belongs to an operation in a slot, or to this
+            // backend, until the entry's terminal completion.
+            if unsafe { self.ring.submission().push(&entry) }.is_ok() {
+                return true;
+            }
+        }
+        self.backlog.push_back(entry);
+        false
+    }
+
+    /// Moves what waits into the ring, as far as there is room.
+    fn move_backlog(&mut self, slots: &mut Slots) {
+        let mut queue = self.ring.submission();
+        while let Some(entry) = self.backlog.front() {
+            // SAFETY: invariant 1: as in `push`.
+            if unsafe { queue.push(entry) }.is_err() {
+                return;
+            }
+            let (token, mark) = Token::unmarked(entry.get_user_data());
+            if mark != MARK_OWN {
+                slots.get_mut(token).into_iter().for_each(|slot| slot.waiting = false);
+            }
+            self.backlog.pop_front();
+        }
+    }
+
+    fn arm_wake(&mut self) {
+        if self.wake_armed || self.ending {
+            return;
+        }
+        self.wake_armed = true;
+        let count: *mut u64 = &mut *self.event_count;
+        let event = Fd(self.event.as_fd().as_raw_fd());
+        self.push(opcode::Read::new(event, count.cast(), size_of::<u64>() as u32).build().user_data(WAKE));
+    }
+
+    pub(crate) fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Option<Duration>) -> io::Result<()> {
+        if let Some(bufs) = &mut self.bufs {
+            bufs.publish(bench.pool);
+        }
+        self.arm_wake();
+        self.move_backlog(bench.slots);
+        let room = bench.budget.saturating_sub(bench.out.len()).min(self.early.len());
+        bench.out.extend(self.early.drain(..room));
+        let idle = bench.out.is_empty() && self.backlog.is_empty() && self.ring.completion().is_empty();
+        let block = idle && timeout != Some(Duration::ZERO);
+        let refused = self.enter(block, timeout)?;
+        self.reap(bench);
+        if refused && bench.out.is_empty() {
+            // The kernel wants memory or a flushed completion queue; entries stay published (invariant 2).
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// Submits, and waits for one completion if `block`. True if the kernel could not take everything now.
+    fn enter(&mut self, block: bool, timeout: Option<Duration>) -> io::Result<bool> {
+        let queue = self.ring.submission();
+        let pending = queue.len() as u32;
+        let mut flags = GETEVENTS;
+        if self.submission_polling && queue.need_wakeup() {
+            flags |= SQ_WAKEUP;
+        }
+        drop(queue);
+        match self.doorway.enter(pending, u32::from(block), flags, timeout.filter(|_| block)) {
+            Ok(()) => Ok(false),
+            Err(error) => match error.raw_os_error() {
+                Some(libc::EINTR | libc::ETIME) => Ok(false),
+                Some(libc::EAGAIN | libc::EBUSY) => Ok(true),
+                _ => Err(error),
+            },
+        }
+    }
+
+    /// Copies completions out of the ring; those that need more than that are handled afterwards.
+    fn reap(&mut self, bench: &mut Workbench<'_>) {
+        let room = bench.budget.saturating_sub(bench.out.len());
+        let mut in_order = false;
+        for entry in self.ring.completion().take(room) {
+            let (data, result, flags) = (entry.user_data(), entry.result(), entry.flags());
+            let (token, mark) = Token::unmarked(data);
+            // What comes after a refused operation may be its own next completion, so it must not overtake.
+            in_order |= is_refusal(result);
+            if mark != MARK_PLAIN || in_order {
+                self.special.push((data, result, flags));
+            } else {
+                bench.out.push(translate(token, result, flags, bench.pool));
+            }
+        }
+        if !self.special.is_empty() {
+            let special = std::mem::take(&mut self.special);
+            special.iter().for_each(|(data, result, flags)| self.on_special(*data, *result, *flags, bench));
+            self.special = special;
+            self.special.clear();
+        }
+        // One of them may have brought several; `early` is empty whenever there was room to reap.
+        self.early.extend(bench.out.drain(bench.budget.min(bench.out.len())..));
+    }
+
+    fn on_special(&mut self, data: u64, result: i32, flags: u32, bench: &mut Workbench<'_>) {
+        let (token, mark) = Token::unmarked(data);
+        match (data, mark) {
+            (WAKE, _) => self.wake_armed = false,
+            (_, MARK_OWN) => {}
+            (_, MARK_SINGLE) => self.on_single(translate(token, result, flags, bench.pool), bench),
+            (_, MARK_WAIT) => self.on_ready(token, result, bench),
+            _ if is_refusal(result) => self.on_refused(translate(token, result, flags, bench.pool), bench),
+            _ => bench.out.push(translate(token, result, flags, bench.pool)),
+        }
+    }
+
+    /// A single operation that stands for a standing one: repeated after success.
+    fn on_single(&mut self, completion: RawCompletion, bench: &mut Workbench<'_>) {
+        let stream_end = completion.result == 0 && is_receive(completion.token, bench);
+        if completion.result < 0 || stream_end {
+            bench.out.push(completion);
+            return;
+        }
+        bench.out.push(RawCompletion { more: true, ..completion });
+        self.repeat(completion.token, bench);
+    }
+
+    /// The descriptor of a standing receive is ready.
+    fn on_ready(&mut self, token: Token, result: i32, bench: &mut Workbench<'_>) {
+        if result < 0 {
+            bench.out.push(RawCompletion::terminal(token, result));
+            return;
+        }
+        for _ in 0..self.attempts_max {
+            let Some((op, scratch)) = bench.slots.parts(token) else { return };
+            match op.attempt(scratch, &Means { pool: bench.pool, bytes_max: usize::MAX }) {
+                Attempt::Blocked => break,
+                Attempt::Done(result) => {
+                    bench.out.push(RawCompletion::terminal(token, result));
+                    return;
+                }
+                Attempt::More(result, buffer) => {
+                    bench.out.push(RawCompletion { token, result, more: true, buffer })
+                }
+            }
+        }
+        self.repeat(token, bench);
+    }
+
+    /// Submits an emulated operation again, unless it has been cancelled meanwhile: its cancel may have come
+    /// between two submissions and found nothing.
+    fn repeat(&mut self, token: Token, bench: &mut Workbench<'_>) {
+        let canceled = bench.slots.get_mut(token).is_none_or(|slot| slot.cancel_asked);
+        if canceled {
+            bench.out.push(RawCompletion::terminal(token, -CANCELED));
+        } else {
+            self.submit(token, bench.slots);
+        }
+    }
+
+    /// An operation ended with an error by which kernels refuse what they do not know.
+    fn on_refused(&mut self, completion: RawCompletion, bench: &mut Workbench<'_>) {
+        let Some(slot) = bench.slots.get_mut(completion.token) else {
+            bench.out.push(completion);
+            return;
+        };
+        let refused = match &slot.op {
+            // An accept on what does not listen (any more) fails on every kernel.
+            Op::Accept(op) if op.repeat && is_listener(&op.listener) => Some(Capability::MultishotAccept),
+            // Some sockets cannot send without a copy though the kernel can: the notification that follows
+            // the result tells, and then there is nothing to repeat.
+            Op::Send(op) if op.zero_copy && !completion.more => Some(Capability::ZeroCopySend),
+            // Port 0 is refused in the same way, and that is the program's mistake.
+            Op::SendTo(op) if op.to.is_some_and(|to| to.port() != 0) => Some(Capability::AddressedSend),
+            _ => None,
+        };
+        let Some(capability) = refused.filter(|capability| self.capabilities.has(*capability)) else {
+            bench.out.push(completion);
+            return;
+        };
+        self.capabilities.remove(capability);
+        let reason = io::Error::from_raw_os_error(-completion.result).to_string();
+        bench.lowered.push((capability, format!("refused: {reason}")));
+        self.repeat(completion.token, bench);
+    }
+
+    /// Cancels the backend's own read; true once nothing of its own is in flight.
+    pub(crate) fn settle_down(&mut self) -> bool {
+        if !self.ending {
+            self.ending = true;
+            if self.wake_armed {
+                self.push(opcode::AsyncCancel::new(WAKE).build().user_data(CANCEL));
+            }
+        }
+        !self.wake_armed && self.backlog.is_empty()
+    }
+
+    /// Takes the buffers back from the kernel. Nothing may be in flight.
+    pub(crate) fn release(&mut self) {
+        if let Some(bufs) = self.bufs.take() {
+            bufs.unregister(&self.ring, BUFFER_GROUP);
+        }
+    }
+}
+
+/// Whether kernels refuse with this result what they do not know.
+fn is_refusal(result: i32) -> bool {
+    result == -libc::EINVAL || result == -libc::EOPNOTSUPP
+}
+
+/// Other sockets cannot send without a copy.
+fn is_internet(socket: &FdRef) -> bool {
+    let domain = socket2::SockRef::from(socket).domain();
+    domain.is_ok_and(|domain| domain == socket2::Domain::IPV4 || domain == socket2::Domain::IPV6)
+}
+
+fn is_listener(socket: &FdRef) -> bool {
+    socket2::SockRef::from(socket).is_listener().unwrap_or(false)
+}
+
+fn is_receive(token: Token, bench: &mut Workbench<'_>) -> bool {
+    bench.slots.get_mut(token).is_some_and(|slot| matches!(slot.op, Op::RecvMulti(_)))
+}
+
+fn translate(token: Token, result: i32, flags: u32, pool: &Pool) -> RawCompletion {
+    let buffer = cqueue::buffer_select(flags).map(BufferId);
+    if buffer.is_some() {
+        pool.left_kernel();
+    }
+    // The release of a zero-copy send's payload is its terminal completion.
+    RawCompletion { token, result, more: cqueue::more(flags), buffer }
+}

@@ -1,0 +1,52 @@
+//! Waking a driver that waits, from any thread.
+#![forbid(unsafe_code)]
+
+use polling::Poller;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+/// Ends a wait of the driver it belongs to, now or the next one. Cheap to clone, works from any thread, and
+/// harmless after the driver has gone.
+#[derive(Clone)]
+pub struct Wake(Way);
+
+#[derive(Clone)]
+enum Way {
+    #[cfg(target_os = "linux")]
+    Event(Arc<nix::sys::eventfd::EventFd>),
+    Poller(Arc<Poller>),
+    Flag(Arc<AtomicBool>),
+}
+
+impl Wake {
+    #[cfg(target_os = "linux")]
+    pub(crate) fn event(event: Arc<nix::sys::eventfd::EventFd>) -> Wake {
+        Wake(Way::Event(event))
+    }
+
+    pub(crate) fn poller(poller: Arc<Poller>) -> Wake {
+        Wake(Way::Poller(poller))
+    }
+
+    pub(crate) fn flag(flag: Arc<AtomicBool>) -> Wake {
+        Wake(Way::Flag(flag))
+    }
+
+    /// Wakes the driver.
+    pub fn wake(&self) {
+        match &self.0 {
+            // The counter cannot overflow: the driver reads it back to zero, and 2^64 writes are out of reach.
+            #[cfg(target_os = "linux")]
+            Way::Event(event) => drop(event.write(1)),
+            Way::Poller(poller) => drop(poller.notify()),
+            Way::Flag(flag) => flag.store(true, Ordering::SeqCst),
+        }
+    }
+}
+
+impl fmt::Debug for Wake {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Wake")
+    }
+}

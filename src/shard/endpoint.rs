@@ -1,0 +1,297 @@
+//! Endpoints: sockets and single operations that a shard owns, by id.
+//!
+//! An endpoint owns the operations on its descriptor; surfaces only look at its queues (invariant 8). Closing
+//! refuses new work at once and never blocks; the descriptor closes after the last operation has ended
+//! (invariant 10). This file holds the table and the life cycle that all kinds share.
+#![forbid(unsafe_code)]
+
+use super::datagram::Datagrams;
+use super::engine::Engine;
+use super::event::Event;
+use super::listener::Listener;
+use super::single::Single;
+use super::stream::Stream;
+use super::timer::TimerId;
+use super::waiter::{Waiter, Waiters};
+use crate::driver::completion::Completion;
+use crate::driver::op::Op;
+use crate::driver::{FdRef, Token};
+use crate::error::Error;
+use slab::Slab;
+use std::fmt;
+
+/// Names an endpoint of one shard: a connection, a listener, a socket.
+///
+/// An id is never used twice: one that outlives its endpoint names nothing, and calls with it answer
+/// [`Error::Closed`].
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EndpointId(u64);
+
+impl EndpointId {
+    fn new(index: usize, generation: u32) -> EndpointId {
+        EndpointId(u64::from(generation) << 32 | index as u64)
+    }
+
+    fn index(self) -> usize {
+        self.0 as u32 as usize
+    }
+
+    /// The id as a plain number, for logs and maps; never zero.
+    pub fn as_u64(self) -> u64 {
+        self.0
+    }
+
+    pub(crate) fn from_owner(owner: u64) -> EndpointId {
+        EndpointId(owner)
+    }
+}
+
+impl fmt::Debug for EndpointId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EndpointId({}:{})", self.0 as u32, self.0 >> 32)
+    }
+}
+
+/// The endpoints of a shard.
+#[derive(Default)]
+pub(crate) struct Endpoints {
+    table: Slab<Endpoint>,
+    generation: u32,
+}
+
+impl Endpoints {
+    pub(crate) fn len(&self) -> usize {
+        self.table.len()
+    }
+
+    pub(crate) fn insert(&mut self, fd: Option<FdRef>, kind: Kind) -> EndpointId {
+        self.generation = self.generation.wrapping_add(1).max(1);
+        let id = EndpointId::new(self.table.vacant_key(), self.generation);
+        let endpoint = Endpoint {
+            core: Common { id, fd, in_flight: 0, life: Life::Open, closed: Waiters::default(), seat: None },
+            kind,
+        };
+        self.table.insert(endpoint);
+        id
+    }
+
+    pub(crate) fn get_mut(&mut self, id: EndpointId) -> Option<&mut Endpoint> {
+        self.table.get_mut(id.index()).filter(|endpoint| endpoint.core.id == id)
+    }
+
+    pub(crate) fn remove(&mut self, id: EndpointId) -> Option<Endpoint> {
+        self.get_mut(id)?;
+        Some(self.table.remove(id.index()))
+    }
+
+    pub(crate) fn ids(&self) -> Vec<EndpointId> {
+        self.table.iter().map(|(_, endpoint)| endpoint.core.id).collect()
+    }
+}
+
+/// One endpoint.
+pub(crate) struct Endpoint {
+    pub(crate) core: Common,
+    pub(crate) kind: Kind,
+}
+
+/// What every endpoint has.
+pub(crate) struct Common {
+    pub(crate) id: EndpointId,
+    pub(crate) fd: Option<FdRef>,
+    /// Operations that have not had their terminal completion.
+    pub(crate) in_flight: u32,
+    pub(crate) life: Life,
+    /// Who waits for the end.
+    closed: Waiters,
+    /// The place a connection takes in the counts of its group of listeners.
+    pub(crate) seat: Option<super::share::Seat>,
+}
+
+/// The life of an endpoint.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Life {
+    /// In use.
+    Open,
+    /// Closing: no new work; queued bytes may still leave unless `abort`.
+    Closing { abort: bool, deadline: Option<TimerId> },
+    /// The close itself is in flight.
+    Ending,
+}
+
+/// What kind of endpoint, with the state that is its own.
+#[expect(clippy::large_enum_variant, reason = "nearly all endpoints are streams")]
+pub(crate) enum Kind {
+    Stream(Stream),
+    Listener(Box<Listener>),
+    Datagrams(Box<Datagrams>),
+    Single(Single),
+}
+
+/// What is left to do after an endpoint was touched.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Fate {
+    Lives,
+    /// It has ended: take it out of the table.
+    Over,
+}
+
+/// How to close.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Close {
+    /// Send what is queued first, for at most [`Limits::close_flush_ms`](crate::Limits).
+    Flush,
+    /// Drop what is queued; the peer of a TCP connection sees a reset.
+    Abort,
+}
+
+impl Common {
+    pub(crate) fn is_open(&self) -> bool {
+        self.life == Life::Open
+    }
+
+    pub(crate) fn is_aborting(&self) -> bool {
+        matches!(self.life, Life::Closing { abort: true, .. })
+    }
+
+    pub(crate) fn fd(&self) -> &FdRef {
+        self.fd.as_ref().expect("an endpoint that is not ending has its descriptor")
+    }
+
+    /// Submits an operation for this endpoint; gives it back if the table is full.
+    pub(crate) fn submit(&mut self, engine: &mut Engine, op: impl Into<Op>) -> Result<Token, Op> {
+        match engine.driver.submit(op, self.id.as_u64()) {
+            Ok(token) => {
+                self.in_flight += 1;
+                Ok(token)
+            }
+            Err(full) => {
+                engine.refusals += 1;
+                engine.try_again(self.id);
+                Err(full.0)
+            }
+        }
+    }
+}
+
+impl Endpoint {
+    /// One completion of one of its operations.
+    pub(crate) fn on_completion(&mut self, engine: &mut Engine, completion: Completion) -> Fate {
+        if !completion.more {
+            self.core.in_flight -= 1;
+        }
+        if self.core.life == Life::Ending {
+            return self.over(engine);
+        }
+        match &mut self.kind {
+            Kind::Stream(stream) => stream.on_completion(&mut self.core, engine, completion),
+            Kind::Listener(listener) => listener.on_completion(&mut self.core, engine, completion),
+            Kind::Datagrams(datagrams) => datagrams.on_completion(&mut self.core, engine, completion),
+            Kind::Single(single) => {
+                if single.on_completion(&self.core, engine, completion) == Fate::Over {
+                    return Fate::Over;
+                }
+            }
+        }
+        self.go_on_closing(engine)
+    }
+
+    /// Its turn to submit what it has put off: sends, arms that found no slot or no buffer.
+    pub(crate) fn on_turn(&mut self, engine: &mut Engine) -> Fate {
+        if self.core.life != Life::Ending {
+            match &mut self.kind {
+                Kind::Stream(stream) => stream.on_turn(&mut self.core, engine),
+                Kind::Listener(listener) => listener.on_turn(&mut self.core, engine),
+                Kind::Datagrams(datagrams) => datagrams.on_turn(&mut self.core, engine),
+                Kind::Single(_) => {}
+            }
+        }
+        self.go_on_closing(engine)
+    }
+
+    /// Begins to close, or closes more harshly.
+    pub(crate) fn close(&mut self, engine: &mut Engine, how: Close, waiter: Waiter) -> Fate {
+        self.core.closed.push(waiter);
+        let abort = how == Close::Abort;
+        let begins = self.core.is_open();
+        match &mut self.core.life {
+            life @ Life::Open => {
+                let deadline = (!abort).then(|| engine.start_close_deadline(self.core.id));
+                *life = Life::Closing { abort, deadline };
+            }
+            Life::Closing { abort: aborting, .. } => *aborting |= abort,
+            Life::Ending => {}
+        }
+        if abort {
+            self.make_abortive();
+        }
+        if begins || abort {
+            self.cancel_all(engine);
+        }
+        self.go_on_closing(engine)
+    }
+
+    /// A reset instead of an orderly end; other sockets know no difference and refuse.
+    fn make_abortive(&self) {
+        if let (Kind::Stream(_), Some(fd)) = (&self.kind, &self.core.fd) {
+            let _ = socket2::SockRef::from(fd).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+
+    fn cancel_all(&mut self, engine: &mut Engine) {
+        let abort = self.core.is_aborting();
+        match &mut self.kind {
+            Kind::Stream(stream) => stream.stop(self.core.id, engine, abort),
+            Kind::Listener(listener) => listener.stop(self.core.id, engine),
+            Kind::Datagrams(datagrams) => datagrams.stop(self.core.id, engine, abort),
+            Kind::Single(single) => single.stop(engine),
+        }
+    }
+
+    /// Closes the descriptor once nothing is in flight and nothing has to leave.
+    pub(crate) fn go_on_closing(&mut self, engine: &mut Engine) -> Fate {
+        let Life::Closing { abort, deadline } = self.core.life else { return Fate::Lives };
+        let has_to_leave = !abort
+            && match &self.kind {
+                Kind::Stream(stream) => stream.has_to_send(),
+                Kind::Datagrams(datagrams) => datagrams.has_to_send(),
+                _ => false,
+            };
+        if has_to_leave || self.core.in_flight > 0 {
+            return Fate::Lives;
+        }
+        if let Some(deadline) = deadline {
+            engine.wheel.remove(deadline);
+        }
+        self.core.life = Life::Ending;
+        let Some(fd) = self.core.fd.take() else { return self.over(engine) };
+        match engine.driver.close(fd, self.core.id.as_u64()) {
+            Ok(_) => {
+                self.core.in_flight += 1;
+                Fate::Lives
+            }
+            // No slot is free, or somebody borrows the descriptor: it closes with its last reference.
+            Err(full) => {
+                engine.driver.retire(full.0);
+                self.over(engine)
+            }
+        }
+    }
+
+    /// The close deadline has passed: what is still queued is dropped.
+    pub(crate) fn on_close_deadline(&mut self, engine: &mut Engine) -> Fate {
+        if let Life::Closing { deadline, .. } = &mut self.core.life {
+            *deadline = None;
+        }
+        self.close(engine, Close::Abort, Waiter::None)
+    }
+
+    fn over(&mut self, engine: &mut Engine) -> Fate {
+        if let Kind::Stream(stream) = &mut self.kind {
+            stream.fail_outbound(self.core.id, engine, &Error::Closed);
+            drop(stream.take_inbound(engine));
+        }
+        self.core.closed.notify_all(engine, self.core.id, || Event::Closed);
+        Fate::Over
+    }
+}

@@ -1,0 +1,142 @@
+//! Everything of a shard but its endpoints: the driver, the wheel, and what waits for the end of the borrow.
+//!
+//! Endpoints are handed the engine while they handle a completion. They never wake, call back or drop what a
+//! user gave from inside: they leave it here, and the loop does it when nothing is borrowed (invariant 12).
+#![forbid(unsafe_code)]
+
+use super::endpoint::EndpointId;
+use super::event::{Completion, Event};
+use super::share::Arrival;
+use super::timer::{TimerId, Wheel};
+use crate::buf::Payload;
+use crate::config::{Limits, Warning};
+use crate::driver::Driver;
+use crate::driver::completion::Done;
+use std::collections::VecDeque;
+use std::task::Waker;
+use std::time::{Duration, Instant};
+
+/// What a timer of the wheel is for.
+pub(crate) enum Timer {
+    /// A future sleeps.
+    Sleep(Option<Waker>),
+    /// A submission of the completion API.
+    Tag(u64),
+    /// A closing endpoint has had its time.
+    CloseDeadline(EndpointId),
+    /// A listener's pause ends.
+    AcceptAgain(EndpointId),
+}
+
+/// A shard without its endpoints.
+pub(crate) struct Engine {
+    pub(crate) driver: Driver,
+    pub(crate) wheel: Wheel<Timer>,
+    pub(crate) limits: Limits,
+    pub(crate) zero_copy_bytes_min: usize,
+    /// Endpoints that have something to submit.
+    pub(crate) dirty: Vec<EndpointId>,
+    /// Endpoints for which the driver had no slot; they try again soon.
+    pub(crate) refused: Vec<EndpointId>,
+    /// Endpoints that wait for a receive buffer, in order.
+    pub(crate) starved: VecDeque<EndpointId>,
+    /// Futures to wake when nothing is borrowed.
+    pub(crate) wakers: Vec<Waker>,
+    /// Payloads to drop when nothing is borrowed: their owners may be foreign code.
+    pub(crate) remains: Vec<Payload>,
+    /// Connections that listeners accepted and that need an endpoint, or another shard.
+    pub(crate) arrivals: Vec<Arrival>,
+    /// Warnings to report when nothing is borrowed.
+    pub(crate) warnings: Vec<Warning>,
+    /// Completions for the completion API.
+    pub(crate) events: VecDeque<Completion>,
+    pub(crate) inbound_total: usize,
+    pub(crate) outbound_total: usize,
+    pub(crate) starvations: u64,
+    pub(crate) accepts: u64,
+    pub(crate) accept_pauses: u64,
+    pub(crate) handed_over: u64,
+    pub(crate) refusals: u64,
+    pub(crate) bytes_in: u64,
+    pub(crate) bytes_out: u64,
+    pub(crate) truncated: u64,
+    pub(crate) opens: u64,
+    pub(crate) closes: u64,
+}
+
+impl Engine {
+    pub(crate) fn new(driver: Driver, limits: Limits, zero_copy_bytes_min: Option<usize>) -> Engine {
+        let now = driver.now();
+        Engine {
+            driver,
+            wheel: Wheel::new(now),
+            limits,
+            zero_copy_bytes_min: zero_copy_bytes_min.unwrap_or(usize::MAX),
+            dirty: Vec::new(),
+            refused: Vec::new(),
+            starved: VecDeque::new(),
+            wakers: Vec::new(),
+            remains: Vec::new(),
+            arrivals: Vec::new(),
+            warnings: Vec::new(),
+            events: VecDeque::new(),
+            inbound_total: 0,
+            outbound_total: 0,
+            starvations: 0,
+            accepts: 0,
+            accept_pauses: 0,
+            handed_over: 0,
+            refusals: 0,
+            bytes_in: 0,
+            bytes_out: 0,
+            truncated: 0,
+            opens: 0,
+            closes: 0,
+        }
+    }
+
+    pub(crate) fn now(&self) -> Instant {
+        self.driver.now()
+    }
+
+    /// Queues an event of the completion API; it is never delivered from inside a call (invariant 5).
+    pub(crate) fn emit(&mut self, tag: u64, endpoint: EndpointId, more: bool, event: Event) {
+        self.events.push_back(Completion { tag, endpoint, more, event });
+    }
+
+    /// The endpoint found no slot; it gets another turn.
+    pub(crate) fn try_again(&mut self, id: EndpointId) {
+        self.refused.push(id);
+    }
+
+    pub(crate) fn starve(&mut self, id: EndpointId) {
+        self.starvations += 1;
+        self.starved.push_back(id);
+    }
+
+    pub(crate) fn start_close_deadline(&mut self, id: EndpointId) -> TimerId {
+        let deadline = self.now() + Duration::from_millis(self.limits.close_flush_ms);
+        self.wheel.insert(deadline, Timer::CloseDeadline(id))
+    }
+
+    /// Lets go of a payload: one of the pool at once, another when nothing is borrowed.
+    pub(crate) fn drop_payload(&mut self, payload: Payload) {
+        if !payload.is_pooled() {
+            self.remains.push(payload);
+        }
+    }
+
+    /// Lets go of an outcome that nobody wants.
+    pub(crate) fn discard(&mut self, done: Done) {
+        match done {
+            Done::Sent(_, payload) => self.drop_payload(payload),
+            Done::SentBatch(_, batch) => batch.into_payloads().for_each(|payload| self.drop_payload(payload)),
+            other => drop(other),
+        }
+    }
+
+    /// Outbound bytes have left or were dropped.
+    pub(crate) fn release_outbound(&mut self, bytes: usize) {
+        self.outbound_total -= bytes;
+    }
+}

@@ -1,0 +1,374 @@
+//! Connections: the inbound queue, the outbound chain, arming and disarming.
+//!
+//! At most one receive is armed and one send in flight (invariant 9). The standing receive begins with the first
+//! reader; above the inbound bound it is cancelled, below a quarter of it armed again, and what the kernel
+//! delivered meanwhile is kept (invariant 15). Data that has to wait while the pool is low is copied out of its
+//! buffer, in both directions, so that a slow connection cannot pin the pool.
+#![forbid(unsafe_code)]
+
+mod outbound;
+
+use super::endpoint::{Common, EndpointId};
+use super::engine::Engine;
+use super::event::Event;
+use super::waiter::Waiter;
+use crate::buf::{Chain, Lease, Payload};
+use crate::driver::completion::{Completion, Done, Received};
+use crate::driver::op::{Connect, Op, RecvMulti, Send, SendMsg, Shutdown};
+use crate::driver::{FdRef, Token};
+use crate::error::{Error, Full};
+use socket2::SockAddr;
+use std::collections::VecDeque;
+
+/// The state of a connection.
+#[derive(Default)]
+pub(crate) struct Stream {
+    standing: Standing,
+    inbound: VecDeque<Lease>,
+    inbound_bytes: usize,
+    reader: Waiter,
+    /// How the inbound side ended.
+    end: Option<End>,
+    outbound: Chain,
+    /// Bytes queued or in flight.
+    outbound_bytes: usize,
+    sending: Option<Sending>,
+    /// Zero-copy sends that are done but still hold their payload.
+    unreleased: u32,
+    writer: Waiter,
+    flusher: Waiter,
+    /// Submissions with a tag, by the count of queued bytes at which they are done.
+    tags: VecDeque<(u64, u64)>,
+    queued_total: u64,
+    sent_total: u64,
+    send_error: Option<Error>,
+    connecting: Option<Connecting>,
+    shutdown: Shut,
+    dirty: bool,
+    /// The descriptor is about to be given away: no receive is armed any more.
+    leaving: bool,
+}
+
+/// The standing receive.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum Standing {
+    /// Not armed.
+    #[default]
+    Idle,
+    Armed(Token),
+    /// Cancelled, and not yet ended.
+    Ending(Token),
+    /// Waits for a buffer or a slot.
+    Waiting,
+}
+
+enum End {
+    Fin,
+    Failed(Error),
+}
+
+struct Sending {
+    token: Token,
+    bytes: usize,
+}
+
+enum Connecting {
+    /// To be submitted.
+    Wanted(Box<SockAddr>, Waiter),
+    InFlight(Token, Waiter),
+    Failed(Error),
+}
+
+/// Shutting down the outbound side.
+#[derive(Default)]
+enum Shut {
+    #[default]
+    No,
+    /// When everything queued has left.
+    Wanted(std::net::Shutdown, Waiter),
+    InFlight(Waiter),
+    Done,
+}
+
+/// What a reader finds.
+pub(crate) enum Read {
+    Data(Lease),
+    End,
+    Failed(Error),
+    Nothing,
+}
+
+impl Stream {
+    /// A stream that has yet to connect.
+    pub(crate) fn connecting(to: SockAddr, waiter: Waiter) -> Stream {
+        Stream { connecting: Some(Connecting::Wanted(Box::new(to), waiter)), ..Stream::default() }
+    }
+
+    pub(crate) fn on_completion(&mut self, core: &mut Common, engine: &mut Engine, completion: Completion) {
+        let Completion { token, more, done, .. } = completion;
+        match done {
+            Done::Received(received) => self.on_received(core, engine, received, more),
+            Done::Starved => self.on_starved(core, engine),
+            Done::Sent(result, payload) => self.on_sent(core, engine, token, result, payload),
+            Done::SentBatch(result, batch) => {
+                let sent = *result.as_ref().unwrap_or(&0);
+                let mut gone = Vec::new();
+                self.outbound.put_back(batch, sent, &mut |payload| gone.push(payload));
+                gone.into_iter().for_each(|payload| engine.drop_payload(payload));
+                self.on_progress(core, engine, result);
+            }
+            Done::SentEarly(result) => self.on_sent_early(core, engine, result),
+            Done::Ended(result) if matches!(self.connecting, Some(Connecting::InFlight(..))) => {
+                self.on_connected(core, engine, result);
+            }
+            Done::Ended(result) => self.on_shut_down(core, engine, result),
+            other => debug_assert!(false, "a stream got {other:?}"),
+        }
+    }
+
+    pub(crate) fn on_turn(&mut self, core: &mut Common, engine: &mut Engine) {
+        self.dirty = false;
+        self.connect(core, engine);
+        self.flush(core, engine);
+        if self.standing == Standing::Waiting {
+            self.standing = Standing::Idle;
+        }
+        if !self.reader.is_none() || self.inbound_bytes > 0 {
+            self.arm(core, engine);
+        }
+    }
+
+    fn make_dirty(&mut self, id: EndpointId, engine: &mut Engine) {
+        if !self.dirty {
+            self.dirty = true;
+            engine.dirty.push(id);
+        }
+    }
+
+    // Connecting.
+
+    fn connect(&mut self, core: &mut Common, engine: &mut Engine) {
+        let Some(Connecting::Wanted(to, waiter)) =
+            self.connecting.take_if(|c| matches!(c, Connecting::Wanted(..)))
+        else {
+            return;
+        };
+        let address = (*to).clone();
+        self.connecting = match core.submit(engine, Connect::new(core.fd().clone(), address)) {
+            Ok(token) => Some(Connecting::InFlight(token, waiter)),
+            Err(_) => Some(Connecting::Wanted(to, waiter)),
+        };
+    }
+
+    fn on_connected(&mut self, core: &mut Common, engine: &mut Engine, result: Result<(), Error>) {
+        let Some(Connecting::InFlight(_, waiter)) = self.connecting.take() else { return };
+        if let Err(error) = &result {
+            self.connecting = Some(Connecting::Failed(error.duplicate()));
+            self.fail_outbound(core.id, engine, error);
+        }
+        waiter.notify(engine, core.id, false, || match result {
+            Ok(()) => Event::Connected,
+            Err(error) => Event::Failed(error),
+        });
+        if self.connecting.is_none() {
+            self.make_dirty(core.id, engine);
+        }
+    }
+
+    /// Whether the connect has ended and how; puts the waiter in place if not.
+    pub(crate) fn connected(&mut self, waiter: Waiter, engine: &mut Engine) -> Option<Result<(), Error>> {
+        match &mut self.connecting {
+            None => Some(Ok(())),
+            Some(Connecting::Failed(error)) => Some(Err(error.duplicate())),
+            Some(Connecting::Wanted(_, place) | Connecting::InFlight(_, place)) => {
+                waiter.replace(place, engine);
+                None
+            }
+        }
+    }
+
+    // The inbound side.
+
+    fn arm(&mut self, core: &mut Common, engine: &mut Engine) {
+        let wanted = core.is_open() && self.end.is_none() && self.connecting.is_none() && !self.leaving;
+        if self.standing != Standing::Idle || !wanted || self.is_inbound_high(engine) {
+            return;
+        }
+        self.standing = match core.submit(engine, RecvMulti { socket: core.fd().clone() }) {
+            Ok(token) => Standing::Armed(token),
+            Err(_) => Standing::Waiting,
+        };
+    }
+
+    fn is_inbound_high(&self, engine: &Engine) -> bool {
+        let crowded = engine.inbound_total >= engine.limits.inbound_bytes_total_max && self.inbound_bytes > 0;
+        crowded || self.inbound_bytes >= engine.limits.inbound_bytes_max
+    }
+
+    fn disarm(&mut self, engine: &mut Engine) {
+        if let Standing::Armed(token) = self.standing {
+            engine.driver.cancel(token);
+            self.standing = Standing::Ending(token);
+        }
+    }
+
+    fn on_received(&mut self, core: &mut Common, engine: &mut Engine, received: Received, more: bool) {
+        if !more {
+            self.standing = Standing::Idle;
+        }
+        match received {
+            Received::Data(lease) => {
+                engine.bytes_in += lease.len() as u64;
+                if core.is_open() {
+                    self.deliver(core, engine, lease);
+                }
+            }
+            Received::End => self.on_end(core.id, engine, End::Fin),
+            // Our own doing: the bound was reached, or the endpoint closes.
+            Received::Failed(Error::Canceled) => {}
+            Received::Failed(error) => self.on_end(core.id, engine, End::Failed(error)),
+        }
+        let wanted = !self.reader.is_none() || self.inbound_bytes > 0;
+        if !more && wanted && self.is_inbound_low(engine) {
+            self.arm(core, engine);
+        }
+    }
+
+    fn deliver(&mut self, core: &mut Common, engine: &mut Engine, lease: Lease) {
+        if let Some((tag, more)) = self.reader.take_tag() {
+            engine.emit(tag, core.id, more, Event::Received(lease));
+            return;
+        }
+        // Data that waits must not pin a buffer while buffers are short.
+        let lease = if engine.driver.pool().is_low() { lease.detach() } else { lease };
+        self.inbound_bytes += lease.len();
+        engine.inbound_total += lease.len();
+        self.inbound.push_back(lease);
+        self.reader.wake(engine);
+        if self.is_inbound_high(engine) {
+            self.disarm(engine);
+        }
+    }
+
+    fn on_end(&mut self, id: EndpointId, engine: &mut Engine, end: End) {
+        if let Waiter::Tag(tag) | Waiter::Standing(tag) = self.reader {
+            self.reader = Waiter::None;
+            engine.emit(tag, id, false, end.event());
+        }
+        self.end = Some(end);
+        self.reader.wake(engine);
+    }
+
+    fn on_starved(&mut self, core: &mut Common, engine: &mut Engine) {
+        self.standing = Standing::Waiting;
+        engine.starve(core.id);
+    }
+
+    fn is_inbound_low(&self, engine: &Engine) -> bool {
+        !self.is_inbound_high(engine) && self.inbound_bytes <= engine.limits.inbound_bytes_max / 4
+    }
+
+    /// Takes what waits; puts the waiter in place and arms the receive if nothing does.
+    pub(crate) fn read(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        waiter: impl FnOnce() -> Waiter,
+    ) -> Read {
+        if let Some(lease) = self.inbound.pop_front() {
+            self.inbound_bytes -= lease.len();
+            engine.inbound_total -= lease.len();
+            if self.standing == Standing::Idle && self.is_inbound_low(engine) {
+                self.arm(core, engine);
+            }
+            return Read::Data(lease);
+        }
+        match &self.end {
+            Some(End::Fin) => Read::End,
+            Some(End::Failed(error)) => Read::Failed(error.duplicate()),
+            None if !core.is_open() => Read::Failed(Error::Closed),
+            None => {
+                waiter().replace(&mut self.reader, engine);
+                self.arm(core, engine);
+                Read::Nothing
+            }
+        }
+    }
+
+    /// Puts bytes back at the head of the inbound queue.
+    pub(crate) fn unread(&mut self, engine: &mut Engine, lease: Lease) {
+        if !lease.is_empty() {
+            self.inbound_bytes += lease.len();
+            engine.inbound_total += lease.len();
+            self.inbound.push_front(lease);
+        }
+    }
+
+    /// Starts a receive of the completion API.
+    ///
+    /// # Errors
+    ///
+    /// `false` if another one is waiting.
+    pub(crate) fn submit_read(&mut self, core: &mut Common, engine: &mut Engine, waiter: Waiter) -> bool {
+        if self.reader.is_tag() {
+            return false;
+        }
+        let standing = matches!(waiter, Waiter::Standing(_));
+        self.reader = waiter;
+        while !self.inbound.is_empty() && self.reader.is_tag() {
+            let Read::Data(lease) = self.read(core, engine, || Waiter::None) else { break };
+            let Some((tag, more)) = self.reader.take_tag() else { break };
+            engine.emit(tag, core.id, more, Event::Received(lease));
+        }
+        if let (Some(end), Waiter::Tag(tag) | Waiter::Standing(tag)) = (&self.end, &self.reader) {
+            engine.emit(*tag, core.id, false, end.event());
+            self.reader = Waiter::None;
+        }
+        if standing || self.reader.is_tag() {
+            self.arm(core, engine);
+        }
+        true
+    }
+
+    /// Ends the standing receive for good, before the descriptor is given away.
+    pub(crate) fn stop_reading(&mut self, engine: &mut Engine) {
+        self.leaving = true;
+        self.disarm(engine);
+    }
+
+    /// Takes everything that was received and not read.
+    pub(crate) fn take_inbound(&mut self, engine: &mut Engine) -> VecDeque<Lease> {
+        engine.inbound_total -= self.inbound_bytes;
+        self.inbound_bytes = 0;
+        std::mem::take(&mut self.inbound)
+    }
+
+    /// The endpoint closes: ends the receive and, if the rest shall not be sent, the send.
+    pub(crate) fn stop(&mut self, id: EndpointId, engine: &mut Engine, abort: bool) {
+        self.disarm(engine);
+        self.reader.fail(engine, id, &Error::Closed);
+        match self.connecting.take() {
+            Some(Connecting::Wanted(_, mut waiter)) => {
+                waiter.fail(engine, id, &Error::Closed);
+                self.connecting = Some(Connecting::Failed(Error::Closed));
+                self.fail_outbound(id, engine, &Error::Closed);
+            }
+            other => self.connecting = other,
+        }
+        if let Some(Connecting::InFlight(token, _)) = &self.connecting {
+            engine.driver.cancel(*token);
+        }
+        if let (true, Some(sending)) = (abort, &self.sending) {
+            engine.driver.cancel(sending.token);
+        }
+    }
+}
+
+impl End {
+    fn event(&self) -> Event {
+        match self {
+            End::Fin => Event::End,
+            End::Failed(error) => Event::Failed(error.duplicate()),
+        }
+    }
+}

@@ -1,0 +1,614 @@
+//! Each example as a process of its own: it does what its head says, and ends with status 0 when asked to.
+#![forbid(unsafe_code)]
+
+mod common;
+
+use common::has_uring;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+/// How long anything may take before the test fails rather than hangs.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A running example; killed if the test fails.
+struct Example {
+    child: Child,
+    lines: mpsc::Receiver<String>,
+    /// Where it says that it listens.
+    address: String,
+}
+
+impl Example {
+    /// Starts it and waits for the line that ends with its address.
+    fn start(name: &str, flags: &[&str]) -> Example {
+        let mut command = Command::new(program(name));
+        let mut child = command.args(flags).stdout(Stdio::piped()).spawn().expect("the example starts");
+        let output = BufReader::new(child.stdout.take().expect("its output is piped"));
+        let (sender, lines) = mpsc::channel();
+        thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
+        let mut example = Example { child, lines, address: String::new() };
+        let line = example.line_with(" on ");
+        example.address = line.rsplit(' ').next().unwrap_or_default().to_owned();
+        example
+    }
+
+    /// The next line of its output that contains `text`.
+    fn line_with(&self, text: &str) -> String {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("no line with {text:?} came"));
+            // The report of a backend is no line that anything is waited for.
+            let is_report =
+                ["reason ", "ladder ", "uses ", "emulates "].iter().any(|head| line.starts_with(head));
+            if line.contains(text) && !is_report && !line.contains("on thread") {
+                return line;
+            }
+        }
+    }
+
+    fn socket_address(&self) -> SocketAddr {
+        self.address.parse().expect("the example prints its address")
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(self.socket_address()).expect("the example listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.set_write_timeout(Some(PATIENCE)).expect("a time-out");
+        stream.set_nodelay(true).expect("a socket");
+        stream
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the example runs");
+    }
+
+    fn wait(&mut self) -> ExitStatus {
+        wait(&mut self.child)
+    }
+
+    /// Asks it to end; it must end with status 0.
+    fn end(mut self, signal: Signal) {
+        self.signal(signal);
+        let status = self.wait();
+        assert!(status.success(), "after {signal}: {status}");
+    }
+}
+
+impl Drop for Example {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait(child: &mut Child) -> ExitStatus {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        if let Some(status) = child.try_wait().expect("the example is our child") {
+            return status;
+        }
+        assert!(Instant::now() < until, "the example does not end");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Runs an example to its end.
+fn run(name: &str, flags: &[&str]) -> Output {
+    let mut command = Command::new(program(name));
+    let mut child = command
+        .args(flags)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the example starts");
+    wait(&mut child);
+    child.wait_with_output().expect("its output can be read")
+}
+
+/// The program of an example. `cargo test` builds it beside this test; `cargo test --test examples` does not, so what is
+/// missing or older than the source is built here.
+fn program(name: &str) -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let directory = BUILT.get_or_init(|| {
+        let test = std::env::current_exe().expect("a test has a path");
+        let profile = test.ancestors().nth(2).expect("tests are in <profile>/deps").to_owned();
+        let directory = profile.join("examples");
+        if !examples().iter().all(|example| is_fresh(&directory.join(example))) {
+            build(&profile);
+        }
+        directory
+    });
+    directory.join(name)
+}
+
+/// The names of all examples.
+fn examples() -> Vec<String> {
+    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).expect("examples/");
+    let names = files.map(|file| file.expect("an entry").path().file_stem().expect("a name").to_owned());
+    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
+    names.retain(|name| name != "common");
+    names
+}
+
+/// Whether a program is there and no source file is newer.
+fn is_fresh(program: &Path) -> bool {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let newest = newest(&root.join("src")).max(newest(&root.join("examples")));
+    program.metadata().and_then(|program| program.modified()).is_ok_and(|built| built >= newest)
+}
+
+/// When the newest file of a directory was changed.
+fn newest(directory: &Path) -> SystemTime {
+    let entries = std::fs::read_dir(directory).expect("a directory of the crate");
+    let changed = entries.map(|entry| {
+        let entry = entry.expect("an entry");
+        let metadata = entry.metadata().expect("its metadata");
+        if metadata.is_dir() { newest(&entry.path()) } else { metadata.modified().expect("a time of change") }
+    });
+    changed.max().unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+fn build(profile: &Path) {
+    let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile's directory");
+    let target = profile.parent().expect("the target directory");
+    eprintln!("the examples are missing or old; building them");
+    let status = Command::new(env!("CARGO"))
+        .args(["build", "--quiet", "--examples", "--manifest-path"])
+        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
+        .args(["--profile", if name == "debug" { "dev" } else { name }])
+        .arg("--target-dir")
+        .arg(target)
+        .status();
+    assert!(status.is_ok_and(|status| status.success()), "build them first: cargo build --examples");
+}
+
+/// The backends to run an example on, as values of its flag.
+fn backends() -> Vec<&'static str> {
+    let mut all = vec!["readiness"];
+    all.extend(has_uring().then_some("uring"));
+    all
+}
+
+/// Bytes that differ from place to place.
+fn noise(len: usize) -> Vec<u8> {
+    (0..len as u32).map(|at| (at.wrapping_mul(0x9e37_79b9) >> 16) as u8).collect()
+}
+
+/// Sends noise while it receives, then the end; all of it must come back, and then the end.
+fn exchange(stream: impl Read + Write + Send, shut: impl FnOnce(), sender: impl Write + Send) {
+    let sent = noise(1 << 20);
+    let (mut stream, mut sender) = (stream, sender);
+    let mut received = Vec::new();
+    thread::scope(|scope| {
+        let sent = &sent;
+        let sending = scope.spawn(move || sender.write_all(sent));
+        let mut first = vec![0; sent.len()];
+        stream.read_exact(&mut first).expect("everything comes back");
+        received = first;
+        sending.join().expect("no panic").expect("everything is taken");
+    });
+    shut();
+    stream.read_to_end(&mut received).expect("the end comes back");
+    assert!(received == sent, "what came back differs");
+}
+
+fn exchange_tcp(stream: TcpStream) {
+    let (sender, shut) = (stream.try_clone().expect("a clone"), stream.try_clone().expect("a clone"));
+    exchange(stream, move || shut.shutdown(Shutdown::Write).expect("still connected"), sender);
+}
+
+fn exchange_udp(server: SocketAddr, longest: usize) {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+    socket.connect(server).expect("a peer");
+    socket.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+    let mut buffer = vec![0; 1 << 16];
+    for len in [1, 100, longest, 0, 700] {
+        let sent = noise(len);
+        socket.send(&sent).expect("a datagram leaves");
+        let received = socket.recv(&mut buffer).expect("it comes back");
+        assert!(buffer[..received] == sent, "a datagram of {len} bytes came back with {received}");
+    }
+}
+
+fn line(from: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    from.read_line(&mut line).expect("a line comes");
+    line
+}
+
+fn echo_servers(name: &str) {
+    for backend in backends() {
+        for (shards, signal) in [("1", Signal::SIGTERM), ("2", Signal::SIGINT)] {
+            let flags = ["--addr", "127.0.0.1:0", "--backend", backend, "--shards", shards];
+            let example = Example::start(name, &flags);
+            let streams: Vec<TcpStream> = (0..4).map(|_| example.connect()).collect();
+            streams.into_iter().for_each(exchange_tcp);
+            example.end(signal);
+        }
+        let flags = ["--addr", "127.0.0.1:0", "--backend", backend, "--proto", "udp"];
+        let example = Example::start(name, &flags);
+        exchange_udp(example.socket_address(), 16384);
+        example.end(Signal::SIGTERM);
+        println!("covered: {name} on {backend}");
+    }
+}
+
+#[test]
+fn echo_gives_back_what_it_gets() {
+    echo_servers("echo");
+}
+
+#[test]
+fn echo_completion_gives_back_what_it_gets() {
+    echo_servers("echo_completion");
+}
+
+#[test]
+fn echo_servers_with_clients_connected_end_when_asked() {
+    for name in ["echo", "echo_completion"] {
+        for backend in backends() {
+            let example =
+                Example::start(name, &["--addr", "127.0.0.1:0", "--backend", backend, "--shards", "2"]);
+            let mut stream = example.connect();
+            stream.write_all(b"x").expect("connected");
+            stream.read_exact(&mut [0]).expect("an echo");
+            example.end(Signal::SIGTERM);
+            let mut rest = Vec::new();
+            // A reset or an end, but nothing more.
+            let _ = stream.read_to_end(&mut rest);
+            assert_eq!(rest, b"");
+        }
+    }
+}
+
+#[test]
+fn udp_echo_gives_back_the_longest_datagram() {
+    for backend in backends() {
+        let example = Example::start("udp_echo", &["--addr", "127.0.0.1:0", "--backend", backend]);
+        exchange_udp(example.socket_address(), 65_507);
+        example.end(Signal::SIGINT);
+    }
+}
+
+#[test]
+fn unix_echo_gives_back_what_it_gets_and_removes_its_socket() {
+    let directory = tempfile::tempdir().expect("a directory");
+    for backend in backends() {
+        let path = directory.path().join("socket");
+        let name = path.to_str().expect("a plain path");
+        let example = Example::start("unix_echo", &["--addr", name, "--backend", backend]);
+        let stream = UnixStream::connect(&example.address).expect("the example listens");
+        stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+        let (sender, shut) = (stream.try_clone().expect("a clone"), stream.try_clone().expect("a clone"));
+        exchange(stream, move || shut.shutdown(Shutdown::Write).expect("still connected"), sender);
+        example.end(Signal::SIGTERM);
+        assert!(!path.exists(), "the socket is left behind");
+    }
+}
+
+/// Waits for a line that contains `text`; false if the end comes first.
+fn hear(from: &mut impl BufRead, text: &str) -> bool {
+    std::iter::repeat_with(|| line(from)).take_while(|line| !line.is_empty()).any(|line| line.contains(text))
+}
+
+/// Joins the chat; also gives the lines that come from it, after the greeting.
+fn join_chat(example: &Example) -> (TcpStream, BufReader<TcpStream>) {
+    let stream = example.connect();
+    let mut lines = BufReader::new(stream.try_clone().expect("a clone"));
+    let own = stream.local_addr().expect("an address");
+    // Its own arrival comes back, on its way through the shards.
+    assert!(hear(&mut lines, &format!("* {own} has come\n")));
+    (stream, lines)
+}
+
+#[test]
+fn chat_gives_every_line_to_everybody_on_all_shards() {
+    for backend in backends() {
+        let example =
+            Example::start("chat", &["--addr", "127.0.0.1:0", "--backend", backend, "--shards", "2"]);
+        let mut all: Vec<_> = (0..4).map(|_| join_chat(&example)).collect();
+        let speaker = all[3].0.local_addr().expect("an address");
+        (0..100).for_each(|n| writeln!(all[3].0, "line {n}").expect("connected"));
+        for (_, lines) in &mut all {
+            let mut heard = Vec::new();
+            while heard.len() < 100 {
+                let line = line(lines);
+                assert!(!line.is_empty(), "a listener was dropped");
+                heard.extend(line.strip_prefix(&format!("{speaker}: ")).map(str::to_owned));
+            }
+            let expected: Vec<String> = (0..100).map(|n| format!("line {n}\n")).collect();
+            assert_eq!(heard, expected);
+        }
+        drop(all.pop());
+        for (_, lines) in &mut all {
+            assert!(hear(lines, &format!("* {speaker} has gone\n")));
+        }
+        example.end(Signal::SIGINT);
+    }
+}
+
+#[test]
+fn chat_drops_who_does_not_listen_and_goes_on() {
+    for backend in backends() {
+        let flags = ["--addr", "127.0.0.1:0", "--backend", backend, "--shards", "2", "--queue", "4096"];
+        let example = Example::start("chat", &flags);
+        let (deaf, deaf_lines) = join_chat(&example);
+        let (mut speaker, mut lines) = join_chat(&example);
+        let text = "x".repeat(1000);
+        let until = Instant::now() + PATIENCE;
+        let dropped = |stream: &TcpStream| {
+            // What the kernel holds could still be read; that it is reset shows when writing.
+            matches!((&*stream).write(b"?\n"), Err(error) if error.kind() != io::ErrorKind::WouldBlock)
+        };
+        loop {
+            assert!(Instant::now() < until, "the deaf one is never dropped");
+            // One at a time, so that the speaker itself keeps up.
+            for _ in 0..100 {
+                writeln!(speaker, "{text}").expect("the speaker stays connected");
+                assert!(hear(&mut lines, &text), "the speaker was dropped");
+            }
+            if dropped(&deaf) {
+                break;
+            }
+        }
+        drop((deaf, deaf_lines));
+        writeln!(speaker, "still here").expect("the speaker stays connected");
+        assert!(hear(&mut lines, "still here"), "the speaker was dropped");
+        example.end(Signal::SIGTERM);
+    }
+}
+
+/// Status line and body of a GET.
+fn get(example: &Example, path: &str) -> (String, Vec<u8>) {
+    request(example, &format!("GET {path} HTTP/1.0\r\n\r\n"))
+}
+
+fn request(example: &Example, request: &str) -> (String, Vec<u8>) {
+    let mut stream = example.connect();
+    stream.write_all(request.as_bytes()).expect("connected");
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer).expect("an answer");
+    let end = answer.windows(4).position(|bytes| bytes == b"\r\n\r\n").expect("a head");
+    let head = String::from_utf8(answer[..end].to_vec()).expect("text");
+    let body = answer.split_off(end + 4);
+    let length = format!("Content-Length: {}", body.len());
+    assert!(head.contains(&length), "{head:?} does not say {length}");
+    (head.lines().next().unwrap_or_default().to_owned(), body)
+}
+
+#[test]
+fn file_server_sends_files_and_refuses_what_escapes() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let root = directory.path().join("root");
+    std::fs::create_dir_all(root.join("below")).expect("a directory");
+    let large = noise(3_000_001);
+    std::fs::write(root.join("below/large"), &large).expect("a file");
+    std::fs::write(root.join("empty"), b"").expect("a file");
+    std::fs::write(directory.path().join("secret"), b"secret").expect("a file");
+    std::os::unix::fs::symlink(directory.path().join("secret"), root.join("link")).expect("a link");
+    nix::unistd::mkfifo(&root.join("pipe"), nix::sys::stat::Mode::S_IRWXU).expect("a pipe");
+    for backend in backends() {
+        let root = root.to_str().expect("a plain path");
+        let example =
+            Example::start("file_server", &["--addr", "127.0.0.1:0", "--backend", backend, "--root", root]);
+        let (status, body) = get(&example, "/below/large");
+        assert_eq!(status, "HTTP/1.0 200 OK");
+        assert!(body == large, "the file differs");
+        assert_eq!(get(&example, "/empty"), ("HTTP/1.0 200 OK".to_owned(), Vec::new()));
+        for path in ["/../secret", "/below/../../secret", "/link", "//../secret", "/./../secret"] {
+            assert_eq!(get(&example, path), ("HTTP/1.0 403 Forbidden".to_owned(), Vec::new()), "{path}");
+        }
+        for path in ["/nothing", "/", "/below", "/pipe", "/%2e%2e/secret"] {
+            assert_eq!(get(&example, path).0, "HTTP/1.0 404 Not Found", "{path}");
+        }
+        assert_eq!(request(&example, "PUT /empty HTTP/1.0\r\n\r\n").0, "HTTP/1.0 501 Not Implemented");
+        assert_eq!(request(&example, "GET\r\n\r\n").0, "HTTP/1.0 400 Bad Request");
+        assert_eq!(request(&example, &"x".repeat(8192)).0, "HTTP/1.0 400 Bad Request");
+        example.end(Signal::SIGINT);
+    }
+}
+
+#[test]
+fn file_server_holds_little_of_a_file_for_a_client_that_does_not_read() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let file = std::fs::File::create(directory.path().join("huge")).expect("a file");
+    let len = 1_u64 << 30;
+    file.set_len(len).expect("a file with a hole");
+    for backend in backends() {
+        let root = directory.path().to_str().expect("a plain path");
+        let example =
+            Example::start("file_server", &["--addr", "127.0.0.1:0", "--backend", backend, "--root", root]);
+        let mut stream = example.connect();
+        stream.write_all(b"GET /huge HTTP/1.0\r\n\r\n").expect("connected");
+        thread::sleep(Duration::from_millis(500));
+        let status = std::fs::read_to_string(format!("/proc/{}/status", example.child.id()));
+        if let Ok(status) = status {
+            let resident = status.lines().find(|line| line.starts_with("VmRSS")).expect("a size");
+            let kibibytes: u64 =
+                resident.split_whitespace().nth(1).and_then(|n| n.parse().ok()).expect("a number");
+            assert!(kibibytes < 128 * 1024, "{resident}");
+        } else {
+            eprintln!("NOT COVERED: the memory of the file server; there is no /proc");
+        }
+        drop(stream);
+        example.end(Signal::SIGTERM);
+    }
+}
+
+#[test]
+fn pinned_shards_tell_about_each_other() {
+    for backend in backends() {
+        for spread in ["reuse-port", "balanced", "one-acceptor"] {
+            let flags = ["--addr", "127.0.0.1:0", "--backend", backend, "--shards", "2", "--spread", spread];
+            let mut example = Example::start("pinned_shards", &flags);
+            for number in 1..=6 {
+                let mut told = String::new();
+                example.connect().read_to_string(&mut told).expect("a line and the end");
+                let (shard, counts) =
+                    told.trim_end().split_once("; connections so far: ").expect("two parts");
+                assert!(["shard 0 (pinned-0)", "shard 1 (pinned-1)"].contains(&shard), "{told}");
+                let counts: Vec<u64> =
+                    counts.split(" + ").map(|count| count.parse().expect("a count")).collect();
+                assert_eq!((counts.len(), counts.iter().sum()), (2, number), "{told}");
+            }
+            example.signal(Signal::SIGTERM);
+            for shard in ["shard 0: operations", "shard 1: operations"] {
+                example.line_with(shard);
+            }
+            assert!(example.wait().success());
+        }
+    }
+}
+
+#[test]
+fn ctrl_c_lets_open_connections_finish() {
+    for backend in backends() {
+        let mut example =
+            Example::start("ctrl_c", &["--addr", "127.0.0.1:0", "--backend", backend, "--grace", "60"]);
+        let mut stream = example.connect();
+        let echo = |stream: &mut TcpStream| {
+            stream.write_all(b"x").expect("connected");
+            stream.read_exact(&mut [0]).expect("an echo");
+        };
+        echo(&mut stream);
+        example.signal(Signal::SIGINT);
+        assert!(example.line_with("ending").contains("; 1 connection"));
+        echo(&mut stream);
+        assert!(TcpStream::connect(example.socket_address()).is_err(), "it still listens");
+        drop(stream);
+        assert!(example.line_with("ended").contains("; 0 connection"));
+        assert!(example.wait().success());
+    }
+}
+
+#[test]
+fn ctrl_c_cuts_connections_off_when_the_time_is_over_or_at_the_second_one() {
+    for (grace, signals) in [("0", 1), ("60", 2)] {
+        let mut example = Example::start("ctrl_c", &["--addr", "127.0.0.1:0", "--grace", grace]);
+        let mut stream = example.connect();
+        stream.write_all(b"x").expect("connected");
+        stream.read_exact(&mut [0]).expect("an echo");
+        example.signal(Signal::SIGTERM);
+        example.line_with("ending");
+        (1..signals).for_each(|_| example.signal(Signal::SIGINT));
+        assert!(example.line_with("ended").contains("; 1 connection"));
+        assert!(example.wait().success());
+    }
+}
+
+/// The demo measures; two of them at once would only measure each other.
+fn demo_alone() -> std::sync::MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[test]
+fn the_demo_shows_a_table_and_writes_a_chart() {
+    let _alone = demo_alone();
+    let directory = tempfile::tempdir().expect("a directory");
+    let chart = directory.path().join("chart.svg");
+    let path = chart.to_str().expect("a plain path");
+    let flags =
+        ["--secs", "2", "--conns", "5", "--size", "100", "--pipeline", "3", "--shards", "2", "--chart", path];
+    let output = run("demo", &flags);
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "{}\n{text}\n{errors}", output.status);
+    assert!(text.contains(&format!("chart: {path}")), "{text}");
+    let rows: Vec<&str> = text.lines().filter(|line| line.starts_with('|')).skip(2).collect();
+    let svg = std::fs::read_to_string(&chart).expect("a chart");
+    assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"), "{svg}");
+    let mut expected = backends();
+    expected.reverse();
+    assert_eq!(rows.len(), expected.len(), "{text}");
+    for (row, backend) in rows.iter().zip(expected) {
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!((cells[1], cells[2], cells[9]), (backend, "5", "0"), "{text}");
+        assert!(
+            svg.contains(&format!("{backend}: {} messages/s", cells[3])),
+            "{backend} is not in the chart"
+        );
+    }
+    for words in ["messages per second", "latency [µs]", "percentile [%]", "p99.9"] {
+        assert!(svg.contains(words), "the chart does not say {words:?}");
+    }
+    if !has_uring() {
+        assert!(text.contains("no run on uring"), "{text}");
+    }
+}
+
+#[test]
+fn the_demo_checks_large_messages_too() {
+    let _alone = demo_alone();
+    let directory = tempfile::tempdir().expect("a directory");
+    let chart = directory.path().join("chart.svg");
+    for backend in backends() {
+        let path = chart.to_str().expect("a plain path");
+        let flags = [
+            "--secs",
+            "1",
+            "--conns",
+            "3",
+            "--size",
+            "300001",
+            "--pipeline",
+            "7",
+            "--backend",
+            backend,
+            "--chart",
+            path,
+        ];
+        let output = run("demo", &flags);
+        let (text, errors) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{}\n{text}\n{errors}", output.status);
+    }
+}
+
+#[test]
+fn the_demo_ends_early_when_asked() {
+    let _alone = demo_alone();
+    let directory = tempfile::tempdir().expect("a directory");
+    let chart = directory.path().join("chart.svg");
+    let path = chart.to_str().expect("a plain path");
+    let mut example = Example::start("demo", &["--secs", "600", "--conns", "4", "--chart", path]);
+    thread::sleep(Duration::from_millis(300));
+    example.signal(Signal::SIGINT);
+    example.line_with("ended early");
+    example.line_with("chart: ");
+    assert!(example.wait().success());
+}
+
+#[test]
+fn a_wrong_flag_is_refused_with_a_message() {
+    for name in examples() {
+        for flags in [["--backend", "epol"], ["--no-such-flag", "1"]] {
+            let output = run(&name, &flags);
+            let errors = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{name} {flags:?}");
+            assert!(errors.contains(flags[0]) && errors.contains("error"), "{name} {flags:?}: {errors}");
+        }
+    }
+    let output = run("demo", &["--conns", "0"]);
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
+fn an_address_in_use_is_an_error_not_a_hang() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address").to_string();
+    for name in ["echo", "echo_completion", "chat", "file_server", "pinned_shards", "ctrl_c"] {
+        let output = run(name, &["--addr", &address]);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{name}: {errors}");
+        assert!(errors.contains("in use"), "{name}: {errors}");
+    }
+}

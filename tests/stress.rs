@@ -1,0 +1,32 @@
+//! Stress: the races, floods and shortages that a server meets, on each of the system's own backends.
+//!
+//! Every scenario ends with a settled ledger, no stale completion that it did not provoke, and as many open
+//! descriptors as before. `ANABRANCH_STRESS=small` (the default) takes seconds and asserts loose bounds where
+//! time is measured, because other tests may run on the machine; `full` takes minutes and asserts the bounds of
+//! the scenario. `ANABRANCH_STRESS_SEED` repeats a run's choices; the seed is always printed.
+//! `scripts/stress.sh` runs all of it in release.
+//!
+//! The one unsafe part is the allocator of `quarantine`, which finds writes to memory that was given back.
+#![allow(unsafe_code)]
+
+mod common;
+
+#[path = "stress/cancel.rs"]
+mod cancel;
+#[path = "stress/endings.rs"]
+mod endings;
+#[path = "stress/quarantine.rs"]
+mod quarantine;
+#[path = "stress/reuse.rs"]
+mod reuse;
+#[path = "stress/slow_readers.rs"]
+mod slow_readers;
+#[path = "stress/starvation.rs"]
+mod starvation;
+#[path = "stress/timeouts.rs"]
+mod timeouts;
+#[path = "stress/tools.rs"]
+mod tools;
+
+#[global_allocator]
+static ALLOCATOR: quarantine::Quarantine = quarantine::Quarantine;
