@@ -13,8 +13,16 @@ use std::io;
 fn main() -> io::Result<()> {
     let flags = Flags::parse();
     let settings = Runtime::builder().shards(flags.shards as usize).name("echo").config(flags.config());
+    let quiet = flags.quiet;
     let runtime = settings.start(move |context| serve(context, flags.clone()))?;
-    runtime.join().into_iter().try_for_each(|end| end.result)
+    let mut result = Ok(());
+    for end in runtime.join() {
+        if !quiet {
+            println!("ledger of shard {}: {}", end.index, end.counters);
+        }
+        result = result.and(end.result);
+    }
+    result
 }
 
 async fn serve(context: Context, flags: Flags) -> io::Result<()> {

@@ -26,6 +26,7 @@ for kib in 64 8192; do
     cd "$place"
     serve 2500 "${limited[@]}" "$place/echo" --backend auto || { cat "$served"; fail "echo does not serve within 2.5 s"; }
     cat "$served"
+    grep -q '^ledger ' "$served" || fail "echo printed no ledger at its end"
     [ -s "$served" ] || fail "echo printed no report of its backend"
     cd "$OLDPWD"
 done

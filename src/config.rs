@@ -3,6 +3,7 @@
 //! Every bound of the crate is a field of [`Limits`]; no other file holds a number that limits anything.
 #![forbid(unsafe_code)]
 
+use crate::driver::Host;
 use crate::driver::sys::script::Script;
 use crate::report::{Capabilities, Capability};
 use std::fmt;
@@ -121,7 +122,7 @@ impl Default for Limits {
             attempts_per_event_max: 16,
             drain_ms: 2_000,
             close_flush_ms: 10_000,
-            accept_pause_max_ms: 1_000,
+            accept_pause_max_ms: 500,
             blocking_threads_max: 8,
             blocking_queue_max: 1024,
         }
@@ -214,6 +215,8 @@ pub struct Config {
     pub limits: Limits,
     pub(crate) without: Capabilities,
     pub(crate) script: Option<Script>,
+    /// The machine that the shard lives on.
+    pub(crate) host: Host,
     pub(crate) on_warning: Option<WarningHook>,
 }
 
@@ -266,7 +269,8 @@ impl Config {
         self
     }
 
-    /// Calls `hook` on the shard's thread for each [`Warning`]. The library itself never prints.
+    /// Calls `hook` on the shard's thread for each [`Warning`]. The library itself never prints. A hook that
+    /// panics is counted like a task.
     pub fn on_warning(mut self, hook: impl Fn(&Warning) + Send + Sync + 'static) -> Config {
         self.on_warning = Some(Arc::new(hook));
         self

@@ -52,11 +52,38 @@ pub struct Counters {
     pub opens: u64,
     /// Endpoints closed.
     pub closes: u64,
-    /// Tasks that panicked; the panic was contained.
+    /// Tasks, messages, wakers, hooks and destructors of payloads that panicked; the panic was contained.
     pub panics: u64,
 }
 
 impl Counters {
+    /// Adds those of another shard.
+    #[cfg(feature = "sim")]
+    pub(crate) fn add(&mut self, other: &Counters) {
+        self.submitted += other.submitted;
+        self.completed += other.completed;
+        self.stale += other.stale;
+        self.canceled += other.canceled;
+        self.starved += other.starved;
+        self.parks += other.parks;
+        self.wakes += other.wakes;
+        self.turns += other.turns;
+        self.accepts += other.accepts;
+        self.accept_pauses += other.accept_pauses;
+        self.handed_over += other.handed_over;
+        self.refusals += other.refusals;
+        self.bytes_in += other.bytes_in;
+        self.bytes_out += other.bytes_out;
+        self.truncated += other.truncated;
+        self.buffers_lent += other.buffers_lent;
+        self.buffers_returned += other.buffers_returned;
+        self.descriptors_opened += other.descriptors_opened;
+        self.descriptors_closed += other.descriptors_closed;
+        self.opens += other.opens;
+        self.closes += other.closes;
+        self.panics += other.panics;
+    }
+
     /// Checks that nothing is outstanding: operations, buffers, descriptors and endpoints.
     ///
     /// # Errors

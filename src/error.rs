@@ -34,6 +34,21 @@ impl Error {
         }
     }
 
+    /// Whether it says that a connection failed before its peer had ended it. (A broken pipe does not: systems say
+    /// that of a connection which the peer had ended.)
+    pub(crate) fn breaks_connection(&self) -> bool {
+        use io::ErrorKind as Kind;
+        let Error::Io(error) = self else { return false };
+        matches!(
+            error.kind(),
+            Kind::ConnectionReset
+                | Kind::ConnectionAborted
+                | Kind::TimedOut
+                | Kind::HostUnreachable
+                | Kind::NetworkUnreachable
+        )
+    }
+
     /// The same error again, for an endpoint that reports it to each further call.
     pub(crate) fn duplicate(&self) -> Error {
         match self {

@@ -9,11 +9,13 @@ pub mod driver;
 mod error;
 mod report;
 mod shard;
+#[cfg(feature = "sim")]
+pub mod sim;
 mod sync;
 
 pub use api::offload::offload;
 pub use api::task::{
-    JoinError, JoinHandle, RemoteHandle, block_on, counters, current, report, spawn, yield_now,
+    JoinError, JoinHandle, RemoteHandle, block_on, counters, current, random, report, spawn, yield_now,
 };
 pub use buf::{Lease, Payload};
 pub use config::{Backend, Config, Limits, Warning};
@@ -44,7 +46,7 @@ pub mod fs {
 /// Time.
 pub mod time {
     pub use crate::api::time::{
-        Interval, MissedTicks, Sleep, interval, now, sleep, sleep_until, timeout, timeout_at,
+        Interval, MissedTicks, Sleep, interval, now, sleep, sleep_until, timeout, timeout_at, wall,
     };
 }
 

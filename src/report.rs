@@ -124,6 +124,8 @@ pub enum BackendKind {
     Readiness,
     /// The scripted backend for tests.
     Script,
+    /// A host of a simulation (feature `sim`).
+    Simulated,
 }
 
 impl fmt::Display for BackendKind {
@@ -132,6 +134,7 @@ impl fmt::Display for BackendKind {
             BackendKind::Uring => "uring",
             BackendKind::Readiness => "readiness",
             BackendKind::Script => "script",
+            BackendKind::Simulated => "simulated",
         })
     }
 }

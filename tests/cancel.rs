@@ -7,11 +7,11 @@ use anabranch::fs::File;
 use anabranch::net::{TcpListener, TcpStream, UdpSocket};
 use anabranch::{Config, sleep, spawn, timeout, yield_now};
 use common::net::{Random, anywhere, check, on_typical_backends, pair, pattern, with_peer};
+use common::peer;
 use std::future::{Future, poll_fn};
 use std::io::{Read, Write};
 use std::pin::pin;
 use std::task::Poll;
-use std::thread;
 use std::time::Duration;
 
 /// Polls a future a few times, with turns of the loop between, then drops it.
@@ -34,7 +34,7 @@ fn dropped_receives_lose_no_byte_of_a_running_sequence() {
             let (mut ours, theirs) = with_peer();
             let sent = pattern(400_000);
             let expected = sent.clone();
-            let peer = thread::spawn(move || {
+            let peer = peer::spawn(move || {
                 let mut random = Random(3);
                 let mut rest = &sent[..];
                 while !rest.is_empty() {
@@ -119,7 +119,7 @@ fn dropped_sends_are_sent_whole_or_not_at_all() {
         let config = config.with_limits(|limits| limits.outbound_bytes_max = 4_000);
         check(config, async {
             let (mut ours, theirs) = with_peer();
-            let reader = thread::spawn(move || {
+            let reader = peer::spawn(move || {
                 let mut all = Vec::new();
                 (&theirs).read_to_end(&mut all).unwrap();
                 all
@@ -196,8 +196,8 @@ fn dropped_datagram_receives_lose_no_datagram() {
 fn dropped_sleeps_leave_no_timer_and_reads_of_files_give_their_buffer_back() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("file");
-    std::fs::write(&path, pattern(100_000)).unwrap();
     on_typical_backends(|config: Config| {
+        peer::write_file(&path, pattern(100_000)).unwrap();
         check(config, async {
             let mut random = Random(31);
             let file = File::open(&path).await.unwrap();
@@ -223,7 +223,7 @@ fn a_dropped_flush_or_shutdown_goes_on_by_itself() {
             ours.send(pattern(300_000)).await.unwrap();
             assert!(timeout(Duration::ZERO, ours.flush()).await.is_err());
             assert!(timeout(Duration::ZERO, ours.shutdown(std::net::Shutdown::Write)).await.is_err());
-            let reader = thread::spawn(move || {
+            let reader = peer::spawn(move || {
                 let mut all = Vec::new();
                 (&theirs).read_to_end(&mut all).unwrap();
                 all

@@ -6,10 +6,10 @@ mod common;
 use anabranch::net::{TcpListener, TcpStream, UnixStream};
 use anabranch::{Close, Completion, Error, Event, sleep, spawn};
 use common::net::{Driven, anywhere, check, on_typical_backends, pair, pattern, recv_all, with_peer};
-use common::{on_every_backend, run};
+use common::{on_every_backend, peer, run};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[test]
 fn closing_sends_what_is_queued_first() {
@@ -78,9 +78,9 @@ fn a_close_that_cannot_flush_gives_up_at_its_deadline() {
         check(config, async {
             let (mut ours, _theirs) = with_peer();
             ours.send(vec![1; 32 << 20]).await.unwrap();
-            let start = Instant::now();
+            let start = peer::now();
             assert!(ours.close().await.is_err(), "the peer did not read");
-            let took = start.elapsed();
+            let took = peer::now() - start;
             assert!((100..5_000).contains(&took.as_millis()), "it took {took:?}");
         });
     });
@@ -258,7 +258,7 @@ fn accepts_that_land_while_a_listener_closes_are_closed() {
                 let listener = TcpListener::bind(anywhere()).await.unwrap();
                 let address = listener.local_addr().unwrap();
                 let _ = anabranch::timeout(Duration::ZERO, listener.accept()).await;
-                let peers: Vec<_> = (0..8).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+                let peers: Vec<_> = (0..8).map(|_| peer::TcpStream::connect(address).unwrap()).collect();
                 if round % 2 == 0 {
                     anabranch::yield_now().await;
                 }

@@ -3,12 +3,12 @@
 
 mod common;
 
-use anabranch::{Close, Error, Event, Shard, net::TcpStream};
+use anabranch::{Close, Error, Event, Shard};
 use common::net::{Driven, anywhere, on_typical_backends, pattern, reset, std_pair};
-use common::on_every_backend;
+use common::{on_every_backend, peer};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[test]
 fn a_conversation_over_submissions_and_tags() {
@@ -114,7 +114,7 @@ fn a_standing_accept_ends_when_its_listener_closes() {
         let listener = driven.shard.listen(anywhere()).unwrap();
         let address = driven.shard.local_addr(listener).unwrap();
         driven.shard.submit_accept_multi(listener, 1).unwrap();
-        let _peers: Vec<_> = (0..5).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let _peers: Vec<_> = (0..5).map(|_| peer::TcpStream::connect(address).unwrap()).collect();
         driven.until(|events| events.len() == 5);
         assert!(driven.all(1).iter().all(|one| one.more && matches!(one.event, Event::Accepted(_))));
         driven.shard.submit_close(listener, Close::Flush, 2).unwrap();
@@ -130,7 +130,7 @@ fn a_standing_accept_on_a_queue_that_is_closed_at_once_still_ends_last() {
         let mut driven = Driven::new(config);
         let listener = driven.shard.listen(anywhere()).unwrap();
         let address = driven.shard.local_addr(listener).unwrap();
-        let _peers: Vec<_> = (0..5).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let _peers: Vec<_> = (0..5).map(|_| peer::TcpStream::connect(address).unwrap()).collect();
         // The first arms a standing accept, whose other connections wait in the queue.
         driven.shard.submit_accept(listener, 1).unwrap();
         driven.end_of(1);
@@ -148,7 +148,7 @@ fn a_standing_accept_on_a_queue_that_is_closed_at_once_still_ends_last() {
 fn a_connect_that_is_refused_fails_with_everything_queued_on_it() {
     on_every_backend(|config| {
         let mut driven = Driven::new(config);
-        let gone = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
+        let gone = peer::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
         let id = driven.shard.submit_connect(gone, 1).unwrap();
         assert!(matches!(driven.shard.submit_send(id, "never", 2), Ok(Ok(()))));
         driven.shard.submit_shutdown(id, Shutdown::Write, 3).unwrap();
@@ -234,9 +234,9 @@ fn what_a_datagram_socket_met_is_told_by_its_next_receive() {
     on_typical_backends(|config| {
         let mut driven = Driven::new(config);
         let ours = driven.shard.bind_udp(anywhere(), false).unwrap();
-        let gone = std::net::UdpSocket::bind(anywhere()).unwrap().local_addr().unwrap();
+        let gone = peer::UdpSocket::bind(anywhere()).unwrap().local_addr().unwrap();
         driven.shard.submit_recv_from(ours, 1).unwrap();
-        let peer = std::net::UdpSocket::bind(anywhere()).unwrap();
+        let peer = peer::UdpSocket::bind(anywhere()).unwrap();
         peer.send_to(b"hello", driven.shard.local_addr(ours).unwrap()).unwrap();
         assert!(matches!(driven.end_of(1), Event::ReceivedFrom { .. }));
         // An unconnected socket hears nothing of a peer that is gone, and goes on.
@@ -253,13 +253,13 @@ fn what_a_datagram_socket_met_is_told_by_its_next_receive() {
 fn time_outs_elapse_in_the_order_of_their_deadlines_and_never_early() {
     on_every_backend(|config| {
         let mut driven = Driven::new(config);
-        let start = Instant::now();
+        let start = peer::now();
         for (tag, ms) in [(1, 30), (2, 10), (3, 0)] {
             driven.shard.submit_timeout(Duration::from_millis(ms), tag).unwrap();
         }
         driven.shard.submit_timeout(Duration::MAX, 4).unwrap();
         assert!(matches!(driven.end_of(1), Event::Elapsed));
-        assert!(start.elapsed() >= Duration::from_millis(30));
+        assert!((peer::now() - start) >= Duration::from_millis(30));
         let order: Vec<u64> = driven.events.iter().map(|one| one.tag).collect();
         assert_eq!(order, [3, 2, 1]);
         driven.finish();
@@ -307,13 +307,13 @@ fn a_listener_without_room_for_endpoints_fails_an_accept_and_goes_on() {
         let listener = driven.shard.listen(anywhere()).unwrap();
         let address = driven.shard.local_addr(listener).unwrap();
         driven.shard.submit_accept_multi(listener, 1).unwrap();
-        let _peers: Vec<_> = (0..2).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let _peers: Vec<_> = (0..2).map(|_| peer::TcpStream::connect(address).unwrap()).collect();
         driven.until(|events| events.len() == 2);
         let Event::Accepted(first) = driven.events[0].event else { panic!("{:?}", driven.events) };
         assert!(driven.events[1].more && matches!(driven.events[1].event, Event::Failed(Error::Io(_))));
         driven.shard.submit_close(first, Close::Flush, 2).unwrap();
         driven.end_of(2);
-        let _third = std::net::TcpStream::connect(address).unwrap();
+        let _third = peer::TcpStream::connect(address).unwrap();
         driven.until(|events| matches!(events.last().unwrap().event, Event::Accepted(_)));
         driven.finish();
     });
@@ -329,7 +329,7 @@ fn shared_listeners_of_two_shards_both_accept() {
         let second = two.shard.listen_shared(address).unwrap();
         one.shard.submit_accept_multi(first, 1).unwrap();
         two.shard.submit_accept_multi(second, 1).unwrap();
-        let _peers: Vec<_> = (0..40).map(|_| std::net::TcpStream::connect(address).unwrap()).collect();
+        let _peers: Vec<_> = (0..40).map(|_| peer::TcpStream::connect(address).unwrap()).collect();
         while one.events.len() + two.events.len() < 40 {
             one.idle(Duration::from_millis(1));
             two.idle(Duration::from_millis(1));
@@ -346,7 +346,7 @@ fn tasks_run_while_a_shard_is_polled_and_share_its_endpoints() {
         let mut driven = Driven::new(config);
         let (ours, theirs) = std_pair();
         let task = driven.shard.spawn(async move {
-            let mut stream = TcpStream::from_std(ours)?;
+            let mut stream = ours.adopt()?;
             let asked = stream.recv_exact(4).await?;
             stream.send(asked).await?;
             stream.close().await
@@ -367,7 +367,7 @@ fn a_message_of_another_thread_ends_a_poll_that_waits_for_ever() {
     on_every_backend(|config| {
         let shard = Shard::new(config).unwrap();
         let remote = shard.remote();
-        let other = std::thread::spawn(move || {
+        let other = peer::spawn(move || {
             std::thread::sleep(Duration::from_millis(10));
             remote.run(|| {}).unwrap();
         });

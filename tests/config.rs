@@ -5,7 +5,7 @@ mod common;
 
 use anabranch::{Backend, BackendKind, Capability, Config, Limits, Shard};
 use common::has_uring;
-use common::net::{in_child, is_child, on_real_backends};
+use common::net::{in_child, is_child, on_real_backends, on_typical_backends};
 use std::io::ErrorKind;
 
 /// Says in a child process what a shard with this configuration became.
@@ -106,7 +106,7 @@ fn impossible_limits_are_refused_by_name() {
 
 #[test]
 fn small_limits_and_odd_rings_are_possible() {
-    on_real_backends(|config| {
+    on_typical_backends(|config| {
         let config = config.ring_entries(3).with_limits(|limits| {
             *limits = Limits::default();
             limits.buffers = 1;

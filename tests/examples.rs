@@ -4,16 +4,16 @@
 mod common;
 
 use common::has_uring;
+use common::program::{examples, program};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream, UdpSocket};
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
-use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
+use std::sync::{Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 /// How long anything may take before the test fails rather than hangs.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -112,63 +112,6 @@ fn run(name: &str, flags: &[&str]) -> Output {
         .expect("the example starts");
     wait(&mut child);
     child.wait_with_output().expect("its output can be read")
-}
-
-/// The program of an example. `cargo test` builds it beside this test; `cargo test --test examples` does not, so what is
-/// missing or older than the source is built here.
-fn program(name: &str) -> PathBuf {
-    static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let directory = BUILT.get_or_init(|| {
-        let test = std::env::current_exe().expect("a test has a path");
-        let profile = test.ancestors().nth(2).expect("tests are in <profile>/deps").to_owned();
-        let directory = profile.join("examples");
-        if !examples().iter().all(|example| is_fresh(&directory.join(example))) {
-            build(&profile);
-        }
-        directory
-    });
-    directory.join(name)
-}
-
-/// The names of all examples.
-fn examples() -> Vec<String> {
-    let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).expect("examples/");
-    let names = files.map(|file| file.expect("an entry").path().file_stem().expect("a name").to_owned());
-    let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-    names.retain(|name| name != "common");
-    names
-}
-
-/// Whether a program is there and no source file is newer.
-fn is_fresh(program: &Path) -> bool {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let newest = newest(&root.join("src")).max(newest(&root.join("examples")));
-    program.metadata().and_then(|program| program.modified()).is_ok_and(|built| built >= newest)
-}
-
-/// When the newest file of a directory was changed.
-fn newest(directory: &Path) -> SystemTime {
-    let entries = std::fs::read_dir(directory).expect("a directory of the crate");
-    let changed = entries.map(|entry| {
-        let entry = entry.expect("an entry");
-        let metadata = entry.metadata().expect("its metadata");
-        if metadata.is_dir() { newest(&entry.path()) } else { metadata.modified().expect("a time of change") }
-    });
-    changed.max().unwrap_or(SystemTime::UNIX_EPOCH)
-}
-
-fn build(profile: &Path) {
-    let name = profile.file_name().and_then(|name| name.to_str()).expect("a profile's directory");
-    let target = profile.parent().expect("the target directory");
-    eprintln!("the examples are missing or old; building them");
-    let status = Command::new(env!("CARGO"))
-        .args(["build", "--quiet", "--examples", "--manifest-path"])
-        .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
-        .args(["--profile", if name == "debug" { "dev" } else { name }])
-        .arg("--target-dir")
-        .arg(target)
-        .status();
-    assert!(status.is_ok_and(|status| status.success()), "build them first: cargo build --examples");
 }
 
 /// The backends to run an example on, as values of its flag.

@@ -6,7 +6,7 @@ mod common;
 use anabranch::fs::File;
 use anabranch::spawn;
 use common::net::{check, on_typical_backends, pattern};
-use common::on_every_backend;
+use common::{on_every_backend, peer};
 use std::io::ErrorKind;
 use std::rc::Rc;
 
@@ -19,7 +19,7 @@ fn what_was_written_is_read_back_at_any_offset() {
             let file = File::create(&path).await.unwrap();
             file.write_all_at(0, pattern(200_000)).await.unwrap();
             assert_eq!(file.write_at(200_000, "tail").await.unwrap(), 4);
-            assert_eq!(file.metadata().await.unwrap().len(), 200_004);
+            assert_eq!(file.len().unwrap(), 200_004);
             drop(file);
             let file = File::open(&path).await.unwrap();
             let mut got = Vec::new();
@@ -51,8 +51,8 @@ fn a_sync_completes_once_the_device_has_what_was_written() {
 fn reading_at_the_end_gives_less_and_beyond_it_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("short");
-    std::fs::write(&path, "0123456789").unwrap();
     on_every_backend(|config| {
+        peer::write_file(&path, "0123456789").unwrap();
         check(config, async {
             let file = File::open(&path).await.unwrap();
             assert_eq!(file.read_at(8, 0).await.unwrap(), b"");
@@ -86,7 +86,22 @@ fn errors_of_files_are_those_of_the_system() {
             let only_read = File::open(&path).await.unwrap();
             let error = only_read.write_all_at(0, "x").await.unwrap_err();
             assert_eq!(error.raw_os_error(), Some(nix::libc::EBADF));
+        });
+    });
+}
+
+#[test]
+fn metadata_are_those_of_the_system_and_a_directory_cannot_be_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let name = "metadata_are_those_of_the_system_and_a_directory_cannot_be_read";
+    common::on(common::not_simulated(name, common::every_backend()), |config| {
+        check(config, async {
+            let file = File::create(folder.path().join("file")).await.unwrap();
+            file.write_all_at(0, "four").await.unwrap();
+            let metadata = file.metadata().await.unwrap();
+            assert!(metadata.len() == 4 && metadata.is_file());
             let directory = File::open(folder.path()).await.unwrap();
+            assert!(directory.metadata().await.unwrap().is_dir());
             assert_eq!(directory.read_at(0, 10).await.unwrap_err().kind(), ErrorKind::IsADirectory);
         });
     });
@@ -96,8 +111,8 @@ fn errors_of_files_are_those_of_the_system() {
 fn many_reads_of_one_file_may_be_in_flight() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("many");
-    std::fs::write(&path, pattern(64 * 1024)).unwrap();
     on_every_backend(|config| {
+        peer::write_file(&path, pattern(64 * 1024)).unwrap();
         check(config, async {
             let file = Rc::new(File::open(&path).await.unwrap());
             let tasks: Vec<_> = (0..64_u64)

@@ -6,8 +6,11 @@ mod common;
 use anabranch::driver::Driver;
 use anabranch::driver::op::{Nop, RecvMulti};
 use anabranch::fs::File;
-use anabranch::{Shard, yield_now};
+use anabranch::{Shard, sleep, spawn, timeout, yield_now};
+use bytes::Bytes;
+use common::net::alone;
 use std::future::poll_fn;
+use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::task::Poll;
@@ -34,12 +37,13 @@ fn a_file_dropped_in_flight_is_closed_in_the_last_counters() {
 /// the ends of what was cancelled before the ring took it: thousands of closes made one long turn.
 #[test]
 fn no_wait_brings_more_than_the_budget() {
-    common::on(common::real_backends(), |config| {
+    let all = [common::real_backends(), common::simulated_backends()].concat();
+    common::on(all, |config| {
         const BUDGET: usize = 8;
         let config = config.ring_entries(32).with_limits(|limits| limits.completions_per_turn_max = BUDGET);
         let mut driver = Driver::new(&config).expect("a driver");
-        let (socket, _peer) = UnixStream::pair().unwrap();
-        let socket = driver.adopt(socket.into()).unwrap();
+        let (socket, _peer) = common::peer::UnixStream::pair().unwrap();
+        let socket = driver.adopt(socket).unwrap();
         for _ in 0..100 {
             driver.submit(Nop, 0).expect("a free slot");
             let receive = driver.submit(RecvMulti { socket: socket.clone() }, 0).expect("a free slot");
@@ -50,6 +54,145 @@ fn no_wait_brings_more_than_the_budget() {
             driver.wait(Some(Duration::from_secs(5)), &mut out).unwrap();
             assert!(out.len() <= BUDGET + 1, "{} completions in one turn", out.len());
             out.drain(..).for_each(|raw| drop(driver.settle(raw)));
+        }
+    });
+}
+
+/// A time-out that ran out while the process was stopped fired before the loop had looked at what arrived
+/// meanwhile: the wait was interrupted, brought nothing, and the timers expired. What lay in the socket long before
+/// the deadline counted as silence. (That one wait may bring only a part of it is in tests/stress/stalls.rs.)
+#[test]
+fn data_that_came_while_the_process_was_stopped_is_no_time_out() {
+    alone("data_that_came_while_the_process_was_stopped_is_no_time_out", || {
+        common::on(common::real_backends(), |config| {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let (silent, _peer) = UnixStream::pair().unwrap();
+            let script =
+                "sleep 0.1; kill -STOP $0; sleep 0.1; printf data; sleep 0.4; kill -CONT $0; sleep 0.2";
+            let mut stopper = std::process::Command::new("sh")
+                .args(["-c", script, &std::process::id().to_string()])
+                .stdout(std::os::fd::OwnedFd::from(theirs))
+                .spawn()
+                .expect("a shell");
+            common::run(config, async {
+                let (mut ours, mut silent) = (from_std(ours), from_std(silent));
+                let limit = Duration::from_millis(400);
+                let other = spawn(async move { timeout(limit, silent.recv()).await.map(drop) });
+                let data = timeout(limit, ours.recv()).await.expect("it came in time").unwrap();
+                assert_eq!(&*data.expect("the shell still holds its end"), b"data");
+                assert!(other.await.unwrap().is_err(), "who got nothing times out");
+            });
+            stopper.wait().expect("the shell ends");
+        });
+    });
+}
+
+fn from_std(stream: UnixStream) -> anabranch::net::UnixStream {
+    anabranch::net::UnixStream::from_std(stream).expect("room for a connection")
+}
+
+/// The owner of a payload that left in a batch was dropped while the shard was borrowed. A destructor or a hook that
+/// panicked took the wakers and the buffers of everybody else in that turn with it, at the end of a shard the rest
+/// of the end; two such destructors in one turn aborted the process.
+#[test]
+fn a_destructor_that_panics_costs_nobody_else_anything() {
+    common::on(common::real_backends(), |config| {
+        let shard = Shard::new(config).expect("a shard");
+        let [first, second] = shard.block_on(async {
+            let ((mut near, mut far), (mut other, mut echo)) =
+                (common::net::with_peer(), common::net::with_peer());
+            // Queued, never flushed: some leave now, some are still there when the shard ends.
+            near.send(Bytes::from_owner(Fragile)).await.unwrap();
+            near.send(Bytes::from_owner(Fragile)).await.unwrap();
+            echo.write_all(b"alive").unwrap();
+            assert_eq!(other.recv_exact(5).await.unwrap(), "alive");
+            far.read_exact(&mut [0; 14]).unwrap();
+            near.send(Bytes::from_owner(Fragile)).await.unwrap();
+            [near, other]
+        });
+        drop((first, second));
+        let counters = shard.finish();
+        counters.settled().expect("the ledger is settled");
+        assert_eq!(counters.panics, 3, "each is counted");
+    });
+}
+
+/// Bytes whose destructor panics.
+struct Fragile;
+
+impl AsRef<[u8]> for Fragile {
+    fn as_ref(&self) -> &[u8] {
+        b"fragile"
+    }
+}
+
+impl Drop for Fragile {
+    fn drop(&mut self) {
+        panic!("a destructor of a user");
+    }
+}
+
+/// The system tells a reset once. If a send was told, the next receive found zero bytes, and the stream said that its
+/// end had come, as if what was received were all. (Found by the simulation: `simulate --scenario streams`, seed 35.)
+#[test]
+fn a_reset_that_a_send_was_told_of_is_no_end_of_the_stream() {
+    common::net::on_typical_backends(|config| {
+        common::net::check(config, async {
+            let (mut stream, mut peer) = common::net::with_peer();
+            peer.write_all(b"not all").unwrap();
+            common::net::reset(peer);
+            sleep(Duration::from_millis(50)).await;
+            stream.send("x").await.unwrap();
+            stream.flush().await.unwrap_err();
+            assert_eq!(stream.recv_exact(7).await.unwrap(), "not all");
+            stream.recv().await.expect_err("the connection failed before its end came");
+        });
+    });
+}
+
+/// A shard that ended while nobody had taken its last completions did not wait between two looks at its closing
+/// connections: a busy loop of up to `drain_ms`, and in a simulation, where time stands still then, an endless one.
+#[test]
+fn the_end_of_a_shard_is_not_busy_with_completions_that_nobody_takes() {
+    let all = [common::real_backends(), common::simulated_backends()].concat();
+    common::on(all, |config| {
+        let config = config.with_limits(|limits| limits.drain_ms = 200);
+        let shard = Shard::new(config).unwrap();
+        let (ours, _reads_nothing) = common::net::std_pair();
+        let connection = shard.adopt_stream(ours).unwrap();
+        let _ = shard.submit_send(connection, vec![0; 64 << 20], 1).unwrap();
+        shard.submit_timeout(Duration::ZERO, 2).unwrap();
+        shard.block_on(async { sleep(Duration::from_millis(20)).await });
+        let counters = shard.finish();
+        counters.settled().unwrap();
+        assert!(counters.turns < 200, "{} turns in 200 ms", counters.turns);
+    });
+}
+
+/// A task that another thread was waking while its shard ended was forgotten together with its future, whose
+/// destructor never ran.
+#[test]
+fn a_task_that_is_being_woken_while_its_shard_ends_is_dropped() {
+    common::on(common::real_backends(), |config| {
+        let config = config.with_limits(|limits| (limits.buffers, limits.operations_max) = (4, 64));
+        for _ in 0..300 {
+            let lives = std::rc::Rc::new(());
+            let shard = Shard::new(config.clone()).unwrap();
+            shard.block_on(async {
+                for _ in 0..8 {
+                    let life = std::rc::Rc::clone(&lives);
+                    spawn(async move {
+                        let _life = life;
+                        while anabranch::offload(|| ()).await.is_ok() {}
+                    })
+                    .detach();
+                }
+                for _ in 0..3 {
+                    yield_now().await;
+                }
+            });
+            drop(shard);
+            assert_eq!(std::rc::Rc::strong_count(&lives), 1, "a task was not dropped");
         }
     });
 }

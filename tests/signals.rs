@@ -5,7 +5,8 @@ mod common;
 
 use anabranch::os::{Signal, SignalKind};
 use anabranch::{Runtime, ctrl_c, spawn, timeout, yield_now};
-use common::net::{alone, check, on_real_backends, on_typical_backends};
+use common::net::{alone, check, on_real_backends, typical_backends};
+use common::{not_simulated, on};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
 use signal_hook::low_level::raise;
 use std::time::Duration;
@@ -13,7 +14,7 @@ use std::time::Duration;
 #[test]
 fn a_signal_reaches_everybody_who_listens_for_it() {
     alone("a_signal_reaches_everybody_who_listens_for_it", || {
-        on_typical_backends(|config| {
+        on(not_simulated("a_signal_reaches_everybody_who_listens_for_it", typical_backends()), |config| {
             check(config, async {
                 for (kind, number) in [
                     (SignalKind::User1, SIGUSR1),
@@ -40,15 +41,18 @@ fn a_signal_reaches_everybody_who_listens_for_it() {
 #[test]
 fn signals_that_came_while_nobody_waited_are_told_once_at_least() {
     alone("signals_that_came_while_nobody_waited_are_told_once_at_least", || {
-        on_typical_backends(|config| {
-            check(config, async {
-                let mut signal = Signal::new(SignalKind::User1).unwrap();
-                for _ in 0..10 {
-                    raise(SIGUSR1).unwrap();
-                }
-                signal.recv().await.unwrap();
-            });
-        });
+        on(
+            not_simulated("signals_that_came_while_nobody_waited_are_told_once_at_least", typical_backends()),
+            |config| {
+                check(config, async {
+                    let mut signal = Signal::new(SignalKind::User1).unwrap();
+                    for _ in 0..10 {
+                        raise(SIGUSR1).unwrap();
+                    }
+                    signal.recv().await.unwrap();
+                });
+            },
+        );
     });
 }
 

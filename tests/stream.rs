@@ -7,7 +7,7 @@ use anabranch::net::{TcpListener, TcpStream, copy};
 use anabranch::{Payload, Script, offload, sleep, spawn};
 use bytes::Bytes;
 use common::net::{anywhere, check, on_typical_backends, pair, pattern, recv_all, reset, with_peer};
-use common::{on, on_every_backend};
+use common::{on, on_every_backend, peer};
 use std::io::{ErrorKind, Read, Write};
 use std::net::Shutdown;
 use std::time::Duration;
@@ -331,47 +331,59 @@ fn copying_passes_everything_on_and_counts_it() {
 
 #[test]
 fn a_connection_given_away_keeps_its_unread_bytes_and_blocks_again() {
-    on_typical_backends(|config| {
-        check(config, async {
-            let (mut ours, theirs) = with_peer();
-            (&theirs).write_all(b"first second").unwrap();
-            assert_eq!(ours.recv_exact(6).await.unwrap(), "first ");
-            ours.send("sent before").await.unwrap();
-            let (std, unread) = ours.into_std().await.unwrap();
-            assert_eq!(unread.concat(), b"second");
-            (&theirs).write_all(b" third").unwrap();
-            let mut buffer = [0; 6];
-            (&std).read_exact(&mut buffer).unwrap();
-            assert_eq!(&buffer, b" third");
-            let mut before = [0; 11];
-            (&theirs).read_exact(&mut before).unwrap();
-            assert_eq!(&before, b"sent before");
-        });
-    });
+    common::on(
+        common::not_simulated(
+            "a_connection_given_away_keeps_its_unread_bytes_and_blocks_again",
+            common::net::typical_backends(),
+        ),
+        |config| {
+            check(config, async {
+                let (mut ours, theirs) = with_peer();
+                (&theirs).write_all(b"first second").unwrap();
+                assert_eq!(ours.recv_exact(6).await.unwrap(), "first ");
+                ours.send("sent before").await.unwrap();
+                let (std, unread) = ours.into_std().await.unwrap();
+                assert_eq!(unread.concat(), b"second");
+                (&theirs).write_all(b" third").unwrap();
+                let mut buffer = [0; 6];
+                (&std).read_exact(&mut buffer).unwrap();
+                assert_eq!(&buffer, b" third");
+                let mut before = [0; 11];
+                (&theirs).read_exact(&mut before).unwrap();
+                assert_eq!(&before, b"sent before");
+            });
+        },
+    );
 }
 
 #[test]
 fn a_connection_given_away_while_bytes_arrive_loses_none() {
-    on_typical_backends(|config| {
-        check(config, async {
-            for _ in 0..10 {
-                let (mut ours, theirs) = with_peer();
-                let peer = std::thread::spawn(move || {
-                    pattern(20_000).chunks(500).for_each(|piece| (&theirs).write_all(piece).unwrap());
-                });
-                let mut got = ours.recv_exact(3_000).await.unwrap().to_vec();
-                let (mut std, unread) = ours.into_std().await.unwrap();
-                got.extend(unread.concat());
-                let rest = offload(move || {
-                    let mut rest = Vec::new();
-                    std.read_to_end(&mut rest).map(|_| rest)
-                });
-                got.extend(rest.await.unwrap().unwrap());
-                peer.join().unwrap();
-                assert!(got == pattern(20_000), "{} bytes of 20000, or others", got.len());
-            }
-        });
-    });
+    common::on(
+        common::not_simulated(
+            "a_connection_given_away_while_bytes_arrive_loses_none",
+            common::net::typical_backends(),
+        ),
+        |config| {
+            check(config, async {
+                for _ in 0..10 {
+                    let (mut ours, theirs) = with_peer();
+                    let peer = peer::spawn(move || {
+                        pattern(20_000).chunks(500).for_each(|piece| (&theirs).write_all(piece).unwrap());
+                    });
+                    let mut got = ours.recv_exact(3_000).await.unwrap().to_vec();
+                    let (mut std, unread) = ours.into_std().await.unwrap();
+                    got.extend(unread.concat());
+                    let rest = offload(move || {
+                        let mut rest = Vec::new();
+                        std.read_to_end(&mut rest).map(|_| rest)
+                    });
+                    got.extend(rest.await.unwrap().unwrap());
+                    peer.join().unwrap();
+                    assert!(got == pattern(20_000), "{} bytes of 20000, or others", got.len());
+                }
+            });
+        },
+    );
 }
 
 #[test]
@@ -384,21 +396,36 @@ fn options_and_addresses_are_those_of_the_socket() {
             assert!(ours.nodelay().unwrap() && theirs.nodelay().unwrap(), "on from the start");
             ours.set_nodelay(false).unwrap();
             assert!(!ours.nodelay().unwrap());
-            ours.set_keepalive(Some(Duration::from_secs(30))).unwrap();
-            let fd = std::os::fd::AsFd::as_fd(&ours).try_clone_to_owned().unwrap();
-            assert!(socket2::SockRef::from(&fd).keepalive().unwrap());
-            ours.set_keepalive(None).unwrap();
-            assert!(!socket2::SockRef::from(&fd).keepalive().unwrap());
             assert_ne!(ours.id(), theirs.id());
         });
     });
 }
 
 #[test]
+fn an_option_that_is_set_is_that_of_the_socket_of_the_system() {
+    common::on(
+        common::not_simulated(
+            "an_option_that_is_set_is_that_of_the_socket_of_the_system",
+            common::net::typical_backends(),
+        ),
+        |config| {
+            check(config, async {
+                let (ours, _theirs) = pair().await;
+                ours.set_keepalive(Some(Duration::from_secs(30))).unwrap();
+                let fd = std::os::fd::AsFd::as_fd(&ours).try_clone_to_owned().unwrap();
+                assert!(socket2::SockRef::from(&fd).keepalive().unwrap());
+                ours.set_keepalive(None).unwrap();
+                assert!(!socket2::SockRef::from(&fd).keepalive().unwrap());
+            });
+        },
+    );
+}
+
+#[test]
 fn a_refused_connect_says_so() {
     on_every_backend(|config| {
         check(config, async {
-            let gone = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
+            let gone = peer::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
             assert_eq!(TcpStream::connect(gone).await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
         });
     });
@@ -408,7 +435,7 @@ fn a_refused_connect_says_so() {
 fn a_connect_tries_every_address_and_a_name_is_resolved() {
     on_typical_backends(|config| {
         check(config, async {
-            let gone = std::net::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
+            let gone = peer::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
             let here = listener.local_addr().unwrap();
             TcpStream::connect(&[gone, here][..]).await.unwrap();

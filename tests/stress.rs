@@ -13,14 +13,22 @@ mod common;
 
 #[path = "stress/cancel.rs"]
 mod cancel;
+#[path = "stress/crashes.rs"]
+mod crashes;
 #[path = "stress/endings.rs"]
 mod endings;
+#[path = "stress/exhaustion.rs"]
+mod exhaustion;
 #[path = "stress/quarantine.rs"]
 mod quarantine;
+#[path = "stress/resets.rs"]
+mod resets;
 #[path = "stress/reuse.rs"]
 mod reuse;
 #[path = "stress/slow_readers.rs"]
 mod slow_readers;
+#[path = "stress/stalls.rs"]
+mod stalls;
 #[path = "stress/starvation.rs"]
 mod starvation;
 #[path = "stress/timeouts.rs"]

@@ -8,7 +8,7 @@ use anabranch::{
     timeout, yield_now,
 };
 use common::net::{check, on_real_backends, on_typical_backends, pair};
-use common::on_every_backend;
+use common::{on_every_backend, peer};
 use std::cell::{Cell, RefCell};
 use std::future::{Future, pending, poll_fn};
 use std::io::ErrorKind;
@@ -130,7 +130,7 @@ fn a_wake_from_another_thread_reaches_a_shard_that_sleeps() {
         check(config, async {
             for _ in 0..20 {
                 let (give, wakers) = mpsc::channel::<std::task::Waker>();
-                let other = thread::spawn(move || {
+                let other = peer::spawn(move || {
                     let waker = wakers.recv().unwrap();
                     thread::sleep(Duration::from_micros(500));
                     waker.wake();
@@ -290,7 +290,7 @@ fn messages_of_one_thread_keep_their_order_and_a_panic_in_one_is_contained() {
         let shard = Shard::new(config).unwrap();
         let remote = shard.remote();
         let (tell, told) = mpsc::channel();
-        let sender = thread::spawn(move || {
+        let sender = peer::spawn(move || {
             for n in 0..1_000 {
                 let tell = tell.clone();
                 let job = move || {
@@ -343,42 +343,51 @@ fn at_most_one_wake_system_call_is_made_per_turn() {
 
 #[test]
 fn blocking_work_runs_beside_the_loop() {
-    on_typical_backends(|config| {
-        check(config, async {
-            let start = Instant::now();
-            let slow = spawn(offload(|| {
-                thread::sleep(Duration::from_millis(50));
-                thread::current().id()
-            }));
-            sleep(Duration::from_millis(1)).await;
-            assert!(start.elapsed() < Duration::from_millis(50), "the loop was blocked");
-            assert_ne!(slow.await.unwrap().unwrap(), thread::current().id());
-            let error = offload(|| panic!("off the loop")).await.unwrap_err();
-            assert!(error.to_string().contains("off the loop"), "{error}");
-        });
-    });
+    common::on(
+        common::not_simulated("blocking_work_runs_beside_the_loop", common::net::typical_backends()),
+        |config| {
+            check(config, async {
+                let start = Instant::now();
+                let slow = spawn(offload(|| {
+                    thread::sleep(Duration::from_millis(50));
+                    thread::current().id()
+                }));
+                sleep(Duration::from_millis(1)).await;
+                assert!(start.elapsed() < Duration::from_millis(50), "the loop was blocked");
+                assert_ne!(slow.await.unwrap().unwrap(), thread::current().id());
+                let error = offload(|| panic!("off the loop")).await.unwrap_err();
+                assert!(error.to_string().contains("off the loop"), "{error}");
+            });
+        },
+    );
 }
 
 #[test]
 fn a_full_queue_of_blocking_work_refuses_and_recovers() {
-    on_typical_backends(|config| {
-        let config = config.with_limits(|limits| {
-            limits.blocking_threads_max = 1;
-            limits.blocking_queue_max = 1;
-        });
-        check(config, async {
-            let (go, wait) = mpsc::channel::<()>();
-            let running = spawn(offload(move || wait.recv()));
-            sleep(Duration::from_millis(20)).await;
-            let queued = spawn(offload(|| 2));
-            yield_now().await;
-            assert_eq!(offload(|| 3).await.unwrap_err().kind(), ErrorKind::WouldBlock);
-            go.send(()).unwrap();
-            running.await.unwrap().unwrap().unwrap();
-            assert_eq!(queued.await.unwrap().unwrap(), 2);
-            assert_eq!(offload(|| 4).await.unwrap(), 4);
-        });
-    });
+    common::on(
+        common::not_simulated(
+            "a_full_queue_of_blocking_work_refuses_and_recovers",
+            common::net::typical_backends(),
+        ),
+        |config| {
+            let config = config.with_limits(|limits| {
+                limits.blocking_threads_max = 1;
+                limits.blocking_queue_max = 1;
+            });
+            check(config, async {
+                let (go, wait) = mpsc::channel::<()>();
+                let running = spawn(offload(move || wait.recv()));
+                sleep(Duration::from_millis(20)).await;
+                let queued = spawn(offload(|| 2));
+                yield_now().await;
+                assert_eq!(offload(|| 3).await.unwrap_err().kind(), ErrorKind::WouldBlock);
+                go.send(()).unwrap();
+                running.await.unwrap().unwrap().unwrap();
+                assert_eq!(queued.await.unwrap().unwrap(), 2);
+                assert_eq!(offload(|| 4).await.unwrap(), 4);
+            });
+        },
+    );
 }
 
 #[test]

@@ -6,14 +6,13 @@ mod common;
 use anabranch::time::{MissedTicks, interval, sleep, sleep_until, timeout, timeout_at};
 use anabranch::{Shard, spawn};
 use common::net::{check, on_typical_backends};
-use common::on_every_backend;
+use common::{on_every_backend, peer};
 use std::cell::Cell;
 use std::future::pending;
 use std::io::ErrorKind;
 use std::pin::pin;
 use std::rc::Rc;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 #[test]
 fn a_sleep_is_never_early() {
@@ -23,9 +22,13 @@ fn a_sleep_is_never_early() {
                 .map(|n| {
                     spawn(async move {
                         let duration = Duration::from_micros(n * 511);
-                        let start = Instant::now();
+                        let start = peer::now();
                         sleep(duration).await;
-                        assert!(start.elapsed() >= duration, "{:?} instead of {duration:?}", start.elapsed());
+                        assert!(
+                            (peer::now() - start) >= duration,
+                            "{:?} instead of {duration:?}",
+                            (peer::now() - start)
+                        );
                     })
                 })
                 .collect();
@@ -40,11 +43,15 @@ fn a_sleep_is_never_early() {
 fn a_sleep_is_hardly_late_on_an_idle_shard() {
     on_typical_backends(|config| {
         check(config, async {
-            let start = Instant::now();
+            let start = peer::now();
             for _ in 0..10 {
                 sleep(Duration::from_millis(5)).await;
             }
-            assert!(start.elapsed() < Duration::from_millis(500), "{:?} for 50 ms", start.elapsed());
+            assert!(
+                (peer::now() - start) < Duration::from_millis(500),
+                "{:?} for 50 ms",
+                (peer::now() - start)
+            );
         });
     });
 }
@@ -53,17 +60,17 @@ fn a_sleep_is_hardly_late_on_an_idle_shard() {
 fn a_sleep_can_be_moved_both_ways() {
     on_typical_backends(|config| {
         check(config, async {
-            let start = Instant::now();
+            let start = peer::now();
             let mut moved = pin!(sleep(Duration::from_secs(3600)));
             assert!(timeout(Duration::from_millis(5), moved.as_mut()).await.is_err());
             moved.as_mut().reset(start + Duration::from_millis(20));
             moved.as_mut().await;
-            assert!(start.elapsed() >= Duration::from_millis(20));
+            assert!((peer::now() - start) >= Duration::from_millis(20));
             // After its end it can be used again.
-            moved.as_mut().reset(Instant::now() + Duration::from_millis(10));
-            let again = Instant::now();
+            moved.as_mut().reset(peer::now() + Duration::from_millis(10));
+            let again = peer::now();
             moved.as_mut().await;
-            assert!(again.elapsed() >= Duration::from_millis(9));
+            assert!((peer::now() - again) >= Duration::from_millis(9));
             let mut later = pin!(sleep(Duration::from_millis(5)));
             assert!(timeout(Duration::ZERO, later.as_mut()).await.is_err());
             later.as_mut().reset(start + Duration::from_secs(3600));
@@ -76,11 +83,11 @@ fn a_sleep_can_be_moved_both_ways() {
 fn a_deadline_in_the_past_is_over_at_once_and_one_in_the_far_future_is_not() {
     on_typical_backends(|config| {
         check(config, async {
-            sleep_until(Instant::now() - Duration::from_secs(1)).await;
+            sleep_until(peer::now() - Duration::from_secs(1)).await;
             sleep(Duration::ZERO).await;
             assert!(timeout(Duration::from_millis(5), sleep(Duration::MAX)).await.is_err());
             assert_eq!(timeout(Duration::MAX, async { 5 }).await.unwrap(), 5);
-            let past = Instant::now() - Duration::from_secs(1);
+            let past = peer::now() - Duration::from_secs(1);
             assert_eq!(timeout_at(past, async { 6 }).await.unwrap(), 6, "what is ready wins");
             assert_eq!(timeout_at(past, pending::<()>()).await.unwrap_err().kind(), ErrorKind::TimedOut);
         });
@@ -91,10 +98,10 @@ fn a_deadline_in_the_past_is_over_at_once_and_one_in_the_far_future_is_not() {
 fn a_time_out_ends_what_takes_too_long_and_only_that() {
     on_typical_backends(|config| {
         check(config, async {
-            let start = Instant::now();
+            let start = peer::now();
             let error = timeout(Duration::from_millis(20), pending::<()>()).await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::TimedOut);
-            assert!(start.elapsed() >= Duration::from_millis(20));
+            assert!((peer::now() - start) >= Duration::from_millis(20));
             let quick = async {
                 sleep(Duration::from_millis(1)).await;
                 "in time"
@@ -109,13 +116,13 @@ fn ten_thousand_sleeps_end_in_one_tick_and_none_is_forgotten() {
     on_typical_backends(|config| {
         check(config, async {
             let ended = Rc::new(Cell::new(0));
-            let deadline = Instant::now() + Duration::from_millis(60);
+            let deadline = peer::now() + Duration::from_millis(60);
             let tasks: Vec<_> = (0..10_000)
                 .map(|_| {
                     let ended = Rc::clone(&ended);
                     spawn(async move {
                         sleep_until(deadline).await;
-                        assert!(Instant::now() >= deadline);
+                        assert!(peer::now() >= deadline);
                         ended.set(ended.get() + 1);
                     })
                 })
@@ -136,7 +143,7 @@ fn an_interval_ticks_at_once_and_then_by_its_period() {
             let first = ticks.tick().await;
             for n in 1..5 {
                 let due = ticks.tick().await;
-                assert!(Instant::now() >= due);
+                assert!(peer::now() >= due);
                 assert_eq!((due - first).as_millis() % 10, 0, "tick {n} keeps the beat");
             }
         });
@@ -151,7 +158,7 @@ fn an_interval_that_was_missed_skips_or_catches_up() {
             let mut skipping = interval(period);
             let mut catching = interval(period).missed_ticks(MissedTicks::Burst);
             let (start, began) = (skipping.tick().await, catching.tick().await);
-            thread::sleep(Duration::from_millis(55));
+            peer::pause(Duration::from_millis(55));
             // The tick that was due is told late; the beats after it are left out.
             assert_eq!(skipping.tick().await, start + period);
             let next = skipping.tick().await;

@@ -6,7 +6,7 @@ mod common;
 use anabranch::net::UdpSocket;
 use anabranch::{sleep, spawn, timeout};
 use common::net::{anywhere, check, counted, on_typical_backends};
-use common::on_every_backend;
+use common::{on_every_backend, peer};
 use std::io::ErrorKind;
 use std::rc::Rc;
 use std::time::Duration;
@@ -106,7 +106,7 @@ fn a_connected_socket_hears_that_its_peer_is_gone_and_goes_on() {
     on_typical_backends(|config| {
         check(config, async {
             let ours = socket().await;
-            let gone = std::net::UdpSocket::bind(anywhere()).unwrap().local_addr().unwrap();
+            let gone = peer::UdpSocket::bind(anywhere()).unwrap().local_addr().unwrap();
             ours.connect(gone).unwrap();
             ours.send("anybody?").await.unwrap();
             assert_eq!(ours.recv_from().await.unwrap_err().kind(), ErrorKind::ConnectionRefused);
@@ -157,7 +157,7 @@ fn a_full_inbound_queue_leaves_datagrams_to_the_kernel_and_takes_them_later() {
         check(config, async {
             let theirs = socket().await;
             let to = theirs.local_addr().unwrap();
-            let peer = std::net::UdpSocket::bind(anywhere()).unwrap();
+            let peer = peer::UdpSocket::bind(anywhere()).unwrap();
             // The first receive arms a standing one.
             assert!(timeout(Duration::ZERO, theirs.recv_from()).await.is_err());
             for n in 0..30_u8 {
@@ -219,8 +219,8 @@ fn closing_a_socket_sends_what_is_queued() {
 fn options_of_a_socket_can_be_set() {
     on_typical_backends(|config| {
         check(config, async {
-            let std = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
-            let ours = UdpSocket::from_std(std).unwrap();
+            let std = peer::UdpSocket::bind("0.0.0.0:0".parse().unwrap()).unwrap();
+            let ours = std.adopt().unwrap();
             ours.set_broadcast(true).unwrap();
             ours.set_buffer_sizes(64 * 1024, 64 * 1024).unwrap();
             assert_eq!(ours.local_addr().unwrap().ip().to_string(), "0.0.0.0");

@@ -73,25 +73,31 @@ fn both_ends_of_a_pair_and_their_halves_work() {
 
 #[test]
 fn a_stream_of_the_standard_library_comes_in_and_goes_out() {
-    on_typical_backends(|config| {
-        check(config, async {
-            let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
-            let mut ours = UnixStream::from_std(ours).unwrap();
-            theirs.write_all(b"one two").unwrap();
-            assert_eq!(ours.recv_exact(4).await.unwrap(), "one ");
-            let (mut std, unread) = ours.into_std().await.unwrap();
-            assert_eq!(unread.concat(), b"two");
-            theirs.write_all(b"three").unwrap();
-            let mut buffer = [0; 5];
-            std.read_exact(&mut buffer).unwrap();
-            assert_eq!(&buffer, b"three");
-        });
-    });
+    common::on(
+        common::not_simulated(
+            "a_stream_of_the_standard_library_comes_in_and_goes_out",
+            common::net::typical_backends(),
+        ),
+        |config| {
+            check(config, async {
+                let (ours, mut theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+                let mut ours = UnixStream::from_std(ours).unwrap();
+                theirs.write_all(b"one two").unwrap();
+                assert_eq!(ours.recv_exact(4).await.unwrap(), "one ");
+                let (mut std, unread) = ours.into_std().await.unwrap();
+                assert_eq!(unread.concat(), b"two");
+                theirs.write_all(b"three").unwrap();
+                let mut buffer = [0; 5];
+                std.read_exact(&mut buffer).unwrap();
+                assert_eq!(&buffer, b"three");
+            });
+        },
+    );
 }
 
 #[test]
 fn a_regular_file_is_always_ready() {
-    on_every_backend(|config| {
+    common::on(common::not_simulated("a_regular_file_is_always_ready", common::every_backend()), |config| {
         check(config, async {
             let ready = Ready::new(&tempfile::tempfile().unwrap()).unwrap();
             ready.readable().await.unwrap();
@@ -102,24 +108,30 @@ fn a_regular_file_is_always_ready() {
 
 #[test]
 fn a_foreign_descriptor_is_waited_for_and_may_be_closed_meanwhile() {
-    on_every_backend(|config| {
-        check(config, async {
-            let (reader, mut writer) = std::os::unix::net::UnixStream::pair().unwrap();
-            let (readable, writable) = (Ready::new(&reader).unwrap(), Ready::new(&writer).unwrap());
-            writable.writable().await.unwrap();
-            assert!(timeout(Duration::from_millis(5), readable.readable()).await.is_err());
-            let task = spawn(async move {
+    common::on(
+        common::not_simulated(
+            "a_foreign_descriptor_is_waited_for_and_may_be_closed_meanwhile",
+            common::every_backend(),
+        ),
+        |config| {
+            check(config, async {
+                let (reader, mut writer) = std::os::unix::net::UnixStream::pair().unwrap();
+                let (readable, writable) = (Ready::new(&reader).unwrap(), Ready::new(&writer).unwrap());
+                writable.writable().await.unwrap();
+                assert!(timeout(Duration::from_millis(5), readable.readable()).await.is_err());
+                let task = spawn(async move {
+                    readable.readable().await.unwrap();
+                    readable
+                });
+                sleep(Duration::from_millis(2)).await;
+                writer.write_all(b"x").unwrap();
+                let readable = task.await.unwrap();
                 readable.readable().await.unwrap();
-                readable
+                drop(reader);
+                readable.readable().await.unwrap();
+                drop((writer, writable));
+                readable.readable().await.unwrap();
             });
-            sleep(Duration::from_millis(2)).await;
-            writer.write_all(b"x").unwrap();
-            let readable = task.await.unwrap();
-            readable.readable().await.unwrap();
-            drop(reader);
-            readable.readable().await.unwrap();
-            drop((writer, writable));
-            readable.readable().await.unwrap();
-        });
-    });
+        },
+    );
 }

@@ -2,13 +2,16 @@
 #![allow(dead_code, reason = "each example uses a part of it")]
 
 use anabranch::os::{Signal, SignalKind};
-use anabranch::{Backend, BackendReport, Config, Context, spawn, yield_now};
+use anabranch::{Backend, BackendReport, Config, Context, Shard, spawn, yield_now};
 use clap::Parser;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
+use std::thread;
 
 /// Flags of an echo server.
 #[derive(Parser, Clone, Debug)]
@@ -50,6 +53,18 @@ impl Flags {
             .backend(self.backend)
             .with_limits(|limits| limits.buffer_bytes = self.size as usize + extra)
     }
+}
+
+/// A flag that SIGINT and SIGTERM set.
+pub(crate) fn stop_flag() -> Arc<AtomicBool> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let flag = Arc::clone(&stop);
+    thread::spawn(move || {
+        let config = Config::new().backend(Backend::Readiness).with_limits(|limits| limits.buffers = 8);
+        let asked = Shard::new(config).and_then(|shard| shard.block_on(asked_to_end()));
+        flag.store(asked.is_ok(), Ordering::Relaxed);
+    });
+    stop
 }
 
 /// Completes at SIGINT or SIGTERM.

@@ -92,7 +92,7 @@ fn main() -> ExitCode {
 
 /// Measures, shows, and tells whether every byte was right.
 fn run(flags: &Flags) -> io::Result<bool> {
-    let stop = stop_flag();
+    let stop = common::stop_flag();
     let backends = backends(&flags.backend);
     if backends.is_empty() {
         return Err(io::Error::new(
@@ -124,18 +124,6 @@ fn run(flags: &Flags) -> io::Result<bool> {
         errors.for_each(|error| eprintln!("error on {}: {error}", measured.backend));
     }
     Ok(all.iter().all(|measured| measured.tally.is_clean()))
-}
-
-/// A flag that SIGINT and SIGTERM set.
-fn stop_flag() -> Arc<AtomicBool> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = Arc::clone(&stop);
-    thread::spawn(move || {
-        let config = Config::new().backend(Backend::Readiness).with_limits(|limits| limits.buffers = 8);
-        let asked = Shard::new(config).and_then(|shard| shard.block_on(common::asked_to_end()));
-        flag.store(asked.is_ok(), Ordering::Relaxed);
-    });
-    stop
 }
 
 /// The backends to measure, the best one first; says which cannot be had.

@@ -8,12 +8,13 @@ use super::tcp::{inet, listen};
 use super::time::far;
 use super::udp::{check_length, socket};
 use crate::buf::Payload;
+use crate::driver::Descriptor;
 use crate::error::{Error, Full};
 use crate::shard::{
     Close, Common, Completion, EndpointId, Engine, Entered, Event, Kind, Listener, Shard, State, Stream,
     Timer, Waiter,
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::Domain;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
@@ -29,7 +30,7 @@ impl Shard {
     ///
     /// If the address cannot be bound.
     pub fn listen(&self, address: SocketAddr) -> io::Result<EndpointId> {
-        self.open_listener(listen(address, false)?)
+        self.open_listener(listen(&self.core.config.host, address, false)?)
     }
 
     /// Listens on a TCP address together with others (SO_REUSEPORT): the kernel spreads connections over them.
@@ -38,11 +39,11 @@ impl Shard {
     ///
     /// If the address cannot be bound.
     pub fn listen_shared(&self, address: SocketAddr) -> io::Result<EndpointId> {
-        self.open_listener(listen(address, true)?)
+        self.open_listener(listen(&self.core.config.host, address, true)?)
     }
 
-    fn open_listener(&self, socket: Socket) -> io::Result<EndpointId> {
-        self.state(|state| state.open_listener(Some(socket.into()), Listener::new(None)))?
+    fn open_listener(&self, socket: Descriptor) -> io::Result<EndpointId> {
+        self.state(|state| state.open_listener(Some(socket), Listener::new(None)))?
     }
 
     /// Binds a UDP socket; `shared` sets SO_REUSEPORT.
@@ -51,8 +52,8 @@ impl Shard {
     ///
     /// If the address cannot be bound.
     pub fn bind_udp(&self, address: SocketAddr, shared: bool) -> io::Result<EndpointId> {
-        let socket = socket(address, shared)?;
-        self.state(|state| state.open(socket.into(), Kind::Datagrams(Box::default())))?
+        let socket = socket(&self.core.config.host, address, shared)?;
+        self.state(|state| state.open(socket, Kind::Datagrams(Box::default())))?
     }
 
     /// Takes a connected stream socket under the shard's care.
@@ -60,7 +61,7 @@ impl Shard {
     /// # Errors
     ///
     /// If the shard has [`Limits::endpoints_max`](crate::Limits) endpoints.
-    pub fn adopt_stream(&self, socket: impl Into<std::os::fd::OwnedFd>) -> io::Result<EndpointId> {
+    pub fn adopt_stream(&self, socket: impl Into<Descriptor>) -> io::Result<EndpointId> {
         self.state(|state| state.open(socket.into(), Kind::Stream(Stream::default())))?
     }
 
@@ -118,10 +119,10 @@ impl Shard {
     ///
     /// If no socket can be had.
     pub fn submit_connect(&self, address: SocketAddr, tag: u64) -> io::Result<EndpointId> {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = self.core.config.host.stream_socket(Domain::for_address(address))?;
         let _ = socket.set_tcp_nodelay(true);
         let stream = Stream::connecting(address.into(), Waiter::Tag(tag));
-        self.state(|state| state.open(socket.into(), Kind::Stream(stream)))?
+        self.state(|state| state.open(socket, Kind::Stream(stream)))?
     }
 
     /// Receives once: [`Event::Received`](crate::Event::Received), or [`Event::End`](crate::Event::End). One receive at a time waits on a connection.
@@ -269,6 +270,10 @@ impl Shard {
     /// # Errors
     ///
     /// If the system refuses to wait at all.
+    ///
+    /// # Panics
+    ///
+    /// If `on_completion` panics. Completions that it was not given are delivered by the next poll.
     pub fn poll(
         &self,
         timeout: Option<Duration>,
@@ -289,7 +294,7 @@ fn shut_inbound(core: &Common, engine: &mut Engine, tag: u64) -> bool {
     if !core.is_open() {
         return false;
     }
-    let event = match socket2::SockRef::from(core.fd()).shutdown(Shutdown::Read) {
+    let event = match core.fd().descriptor().shutdown(Shutdown::Read) {
         Ok(()) => Event::ShutDown,
         Err(error) => Event::Failed(error.into()),
     };

@@ -3,16 +3,16 @@
 
 use super::offload::offload;
 use crate::buf::Payload;
-use crate::driver::FdRef;
 use crate::driver::completion::Done;
 use crate::driver::op::{Fsync, Op, ReadAt, WriteAt};
+use crate::driver::{Descriptor, FdRef};
 use crate::error::Error;
 use crate::shard::{Core, EndpointId, Waiter};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::task::Poll;
 
@@ -29,8 +29,7 @@ impl File {
     ///
     /// As [`std::fs::File::open`].
     pub async fn open(path: impl AsRef<Path>) -> io::Result<File> {
-        let path = path.as_ref().to_owned();
-        File::from_std(offload(move || std::fs::File::open(path)).await??)
+        File::open_as(path.as_ref().to_owned(), false).await
     }
 
     /// Opens a file for writing, making or emptying it.
@@ -39,8 +38,7 @@ impl File {
     ///
     /// As [`std::fs::File::create`].
     pub async fn create(path: impl AsRef<Path>) -> io::Result<File> {
-        let path = path.as_ref().to_owned();
-        File::from_std(offload(move || std::fs::File::create(path)).await??)
+        File::open_as(path.as_ref().to_owned(), true).await
     }
 
     /// Takes a file of the standard library into the current shard.
@@ -49,8 +47,17 @@ impl File {
     ///
     /// If no shard runs here.
     pub fn from_std(file: std::fs::File) -> io::Result<File> {
+        File::adopt(Core::required()?, file.into())
+    }
+
+    async fn open_as(path: PathBuf, create: bool) -> io::Result<File> {
         let core = Core::required()?;
-        let fd = core.with(|state| state.engine.driver.adopt(file.into()))??;
+        let host = core.config.host.clone();
+        File::adopt(core, offload(move || host.open_file(&path, create)).await??)
+    }
+
+    fn adopt(core: Rc<Core>, descriptor: Descriptor) -> io::Result<File> {
+        let fd = core.with(|state| state.engine.driver.adopt(descriptor))??;
         Ok(File { core, fd: Some(fd) })
     }
 
@@ -152,8 +159,31 @@ impl File {
     ///
     /// As [`std::fs::File::metadata`].
     pub async fn metadata(&self) -> io::Result<std::fs::Metadata> {
-        let file = std::fs::File::from(self.fd().as_fd().try_clone_to_owned()?);
+        let fd = self.fd();
+        if fd.descriptor().is_simulated() {
+            let text = "a simulated file has no metadata of the system; ask for its len";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
+        }
+        let file = std::fs::File::from(fd.as_fd().try_clone_to_owned()?);
         offload(move || file.metadata()).await?
+    }
+
+    /// How many bytes the file has. Does not wait for writes in flight.
+    ///
+    /// # Errors
+    ///
+    /// If the system does not tell.
+    pub fn len(&self) -> io::Result<u64> {
+        self.fd().descriptor().length()
+    }
+
+    /// Whether the file has no bytes, as [`len`](Self::len).
+    ///
+    /// # Errors
+    ///
+    /// If the system does not tell.
+    pub fn is_empty(&self) -> io::Result<bool> {
+        Ok(self.len()? == 0)
     }
 }
 

@@ -164,11 +164,11 @@ macro_rules! connection {
         ///
         /// # Errors
         ///
-        /// If something queued could not be sent.
+        /// If something queued could not be sent; in a simulation, always.
         pub async fn into_std(mut self) -> std::io::Result<($std, Vec<bytes::Bytes>)> {
             std::rc::Rc::get_mut(&mut self.flow).map(crate::api::stream::Flow::let_go);
             let (fd, unread) = self.flow.release().await?;
-            Ok((<$std>::from(fd), unread))
+            Ok((<$std>::from(std::os::fd::OwnedFd::try_from(fd)?), unread))
         }
     };
 }

@@ -28,7 +28,7 @@ where
         let output = catch_unwind(AssertUnwindSafe(work));
         promise.keep(output.map_err(JoinError::Panicked));
     });
-    if core.blocking().run(job).is_err() {
+    if core.run_blocking(job).is_err() {
         let text =
             "the pool of blocking threads has Limits::blocking_queue_max jobs waiting; try again later";
         return Err(io::Error::new(io::ErrorKind::WouldBlock, text));

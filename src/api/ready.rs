@@ -28,7 +28,7 @@ impl Ready {
         let core = Core::required()?;
         let duplicate: OwnedFd = fd.as_fd().try_clone_to_owned()?;
         // The mode of a foreign descriptor is shared with its owner and is left alone.
-        let fd = core.with(|state| state.engine.driver.adopt_accepted(duplicate))?;
+        let fd = core.with(|state| state.engine.driver.adopt_foreign(duplicate.into()))??;
         Ok(Ready { core, fd: Some(fd) })
     }
 

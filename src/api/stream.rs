@@ -6,6 +6,7 @@
 
 use super::time::timeout;
 use crate::buf::{Lease, Payload};
+use crate::driver::Descriptor;
 use crate::driver::FdRef;
 use crate::error::{Error, Full};
 use crate::shard::{Close, Common, Core, EndpointId, Engine, Read, Stream, Waiter};
@@ -14,7 +15,7 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -158,15 +159,12 @@ impl Flow {
     }
 
     /// Works on the socket itself: options and addresses.
-    pub(crate) fn on_socket<R>(
-        &self,
-        work: impl FnOnce(socket2::SockRef<'_>) -> io::Result<R>,
-    ) -> io::Result<R> {
+    pub(crate) fn on_socket<R>(&self, work: impl FnOnce(&Descriptor) -> io::Result<R>) -> io::Result<R> {
         on_socket(&self.core, self.id, work)
     }
 
     /// Takes the descriptor out of the shard's care, with the bytes that were received and not read.
-    pub(crate) async fn release(&self) -> io::Result<(OwnedFd, Vec<Bytes>)> {
+    pub(crate) async fn release(&self) -> io::Result<(Descriptor, Vec<Bytes>)> {
         self.flush().await?;
         self.with(|stream, _, engine| stream.stop_reading(engine))?;
         let fd = loop {
@@ -296,11 +294,11 @@ pub(crate) async fn closed(core: &Core, id: EndpointId, how: Close) {
 pub(crate) fn on_socket<R>(
     core: &Core,
     id: EndpointId,
-    work: impl FnOnce(socket2::SockRef<'_>) -> io::Result<R>,
+    work: impl FnOnce(&Descriptor) -> io::Result<R>,
 ) -> io::Result<R> {
     core.with(|state| {
         state.endpoint(id, |common, _, _| match &common.fd {
-            Some(fd) => work(socket2::SockRef::from(&fd.as_fd())),
+            Some(fd) => work(fd.descriptor()),
             None => Err(Error::Closed.into()),
         })
     })??

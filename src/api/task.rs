@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 use crate::config::Config;
+use crate::driver::Host;
 use crate::shard::{Core, Remote, Shard, Undelivered, spawn as spawn_on_core};
 use async_task::{FallibleTask, Task};
 use std::any::Any;
@@ -50,6 +51,14 @@ impl Shard {
     {
         JoinHandle::new(spawn_on_core(&self.core, future))
     }
+}
+
+/// A random number, for jitter and for spreading load; not for secrets.
+///
+/// In a simulation it comes from the seed, so that a run can be replayed.
+pub fn random() -> u64 {
+    let of_shard = Core::with_current(|core| core.map(|core| core.config.host.random()));
+    of_shard.unwrap_or_else(|| Host::default().random())
 }
 
 /// Lets other ready tasks run first.

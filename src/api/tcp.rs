@@ -3,15 +3,16 @@
 
 use super::methods::{connection, receiving, sending};
 use super::stream::{self, Flow, closed};
+use crate::driver::{Descriptor, Host};
 use crate::shard::{
     Accepted, Close, Context as GroupContext, Core, Distribution, EndpointId, Kind, Listener, Share, Stream,
     Waiter,
 };
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr};
 use std::future::poll_fn;
 use std::io;
-use std::net::{Shutdown, SocketAddr, ToSocketAddrs};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::net::{Shutdown, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -52,14 +53,14 @@ impl TcpStream {
 
     async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
         let core = Core::required()?;
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        let socket = core.config.host.stream_socket(Domain::for_address(address))?;
         let _ = socket.set_tcp_nodelay(true);
-        let stream = TcpStream::open(core, socket.into(), Stream::connecting(address.into(), Waiter::None))?;
+        let stream = TcpStream::open(core, socket, Stream::connecting(address.into(), Waiter::None))?;
         stream.flow.connected().await?;
         Ok(stream)
     }
 
-    fn open(core: Rc<Core>, fd: OwnedFd, stream: Stream) -> io::Result<TcpStream> {
+    fn open(core: Rc<Core>, fd: Descriptor, stream: Stream) -> io::Result<TcpStream> {
         let id = core.with(|state| state.open(fd, Kind::Stream(stream)))??;
         Ok(TcpStream { flow: Rc::new(Flow::new(core, id)) })
     }
@@ -70,7 +71,13 @@ impl TcpStream {
     ///
     /// If no shard runs here, or it has [`Limits::endpoints_max`](crate::Limits) endpoints.
     pub fn from_std(stream: std::net::TcpStream) -> io::Result<TcpStream> {
-        TcpStream::open(Core::required()?, stream.into(), Stream::default())
+        TcpStream::from_descriptor(stream.into())
+    }
+
+    /// As `from_std`, for sockets of simulated hosts too.
+    #[doc(hidden)]
+    pub fn from_descriptor(stream: Descriptor) -> io::Result<TcpStream> {
+        TcpStream::open(Core::required()?, stream, Stream::default())
     }
 
     receiving!();
@@ -119,10 +126,7 @@ impl TcpStream {
     ///
     /// If the system refuses.
     pub fn set_keepalive(&self, idle: Option<Duration>) -> io::Result<()> {
-        self.flow.on_socket(|socket| match idle {
-            Some(idle) => socket.set_tcp_keepalive(&socket2::TcpKeepalive::new().with_time(idle)),
-            None => socket.set_keepalive(false),
-        })
+        self.flow.on_socket(|socket| socket.set_keepalive(idle))
     }
 
     /// Splits the connection into owned halves, for two tasks of this shard. Dropping the sending half shuts that
@@ -215,7 +219,7 @@ impl TcpListener {
         let core = Core::required()?;
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to listen on");
         for address in address.to_addresses().await? {
-            match listen(address, false) {
+            match listen(&core.config.host, address, false) {
                 Ok(socket) => return TcpListener::open(core, Some(socket), None),
                 Err(error) => last = error,
             }
@@ -236,14 +240,14 @@ impl TcpListener {
     ) -> io::Result<TcpListener> {
         let core = Core::required()?;
         let (bound, group, bound_socket) = context.shared_listener(address, distribution, |asked| {
-            let socket = listen(asked, true)?;
-            Ok((inet(socket.local_addr()?)?, socket.into()))
+            let socket = listen(&core.config.host, asked, true)?;
+            Ok((inet(socket.local_addr()?)?, socket))
         })?;
         let remote = crate::shard::Remote { link: Arc::clone(&core.link) };
         let share = Share::join(&group, context.index(), remote);
         let socket = match bound_socket {
-            Some(fd) => Some(Socket::from(fd)),
-            None if share.accepts() => Some(listen(bound, true)?),
+            Some(fd) => Some(fd),
+            None if share.accepts() => Some(listen(&core.config.host, bound, true)?),
             None => None,
         };
         let mut listener = TcpListener::open(core, socket, Some(share))?;
@@ -251,13 +255,12 @@ impl TcpListener {
         Ok(listener)
     }
 
-    fn open(core: Rc<Core>, socket: Option<Socket>, share: Option<Share>) -> io::Result<TcpListener> {
+    fn open(core: Rc<Core>, socket: Option<Descriptor>, share: Option<Share>) -> io::Result<TcpListener> {
         let address = match &socket {
             Some(socket) => inet(socket.local_addr()?)?,
             None => SocketAddr::from(([0, 0, 0, 0], 0)),
         };
-        let id =
-            core.with(|state| state.open_listener(socket.map(OwnedFd::from), Listener::new(share)))??;
+        let id = core.with(|state| state.open_listener(socket, Listener::new(share)))??;
         Ok(TcpListener { core, id, address })
     }
 
@@ -267,8 +270,13 @@ impl TcpListener {
     ///
     /// If no shard runs here, or it has [`Limits::endpoints_max`](crate::Limits) endpoints.
     pub fn from_std(listener: std::net::TcpListener) -> io::Result<TcpListener> {
-        let socket = Socket::from(listener);
-        TcpListener::open(Core::required()?, Some(socket), None)
+        TcpListener::from_descriptor(listener.into())
+    }
+
+    /// As `from_std`, for sockets of simulated hosts too.
+    #[doc(hidden)]
+    pub fn from_descriptor(listener: Descriptor) -> io::Result<TcpListener> {
+        TcpListener::open(Core::required()?, Some(listener), None)
     }
 
     /// The next connection and its peer.
@@ -345,8 +353,8 @@ pub(crate) async fn accept(core: &Rc<Core>, id: EndpointId) -> io::Result<Flow> 
 }
 
 /// A listening socket. Accepted connections inherit its TCP_NODELAY.
-pub(crate) fn listen(address: SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+pub(crate) fn listen(host: &Host, address: SocketAddr, shared: bool) -> io::Result<Descriptor> {
+    let socket = host.stream_socket(Domain::for_address(address))?;
     socket.set_reuse_address(true)?;
     if shared {
         socket.set_reuse_port(true)?;
@@ -398,8 +406,7 @@ impl ToAddresses for (&str, u16) {
         if let Ok(address) = self.0.parse::<std::net::IpAddr>() {
             return Ok(vec![SocketAddr::new(address, self.1)]);
         }
-        let (name, port) = (self.0.to_owned(), self.1);
-        super::offload::offload(move || (name.as_str(), port).to_socket_addrs()).await?.map(Iterator::collect)
+        super::dns::resolve_name(self.0.to_owned(), self.1).await
     }
 }
 

@@ -10,12 +10,20 @@ use std::io;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 /// The monotonic time, from the current shard's clock where one runs.
 pub fn now() -> Instant {
     let of_shard = Core::current().and_then(|core| core.with(|state| state.now()).ok());
     of_shard.unwrap_or_else(Instant::now)
+}
+
+/// The wall clock, which may be set to anything at any time; for dates, never for measuring.
+///
+/// As [`SystemTime::now`], but in a simulation it is the simulated host's clock, which faults may step.
+pub fn wall() -> SystemTime {
+    let of_shard = Core::with_current(|core| core.map(|core| core.config.host.wall()));
+    of_shard.unwrap_or_else(SystemTime::now)
 }
 
 /// Completes after `duration`.

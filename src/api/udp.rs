@@ -4,11 +4,11 @@
 use super::stream::{closed, on_socket};
 use super::tcp::{ToAddresses, inet};
 use crate::buf::Payload;
-use crate::driver::FdRef;
 use crate::driver::completion::Datagram;
+use crate::driver::{Descriptor, FdRef, Host};
 use crate::error::Full;
 use crate::shard::{Close, Context as GroupContext, Core, EndpointId, Kind, ReadFrom, Waiter};
-use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr};
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -32,10 +32,11 @@ impl UdpSocket {
     ///
     /// The last address's error if none can be bound.
     pub async fn bind(address: impl ToAddresses) -> io::Result<UdpSocket> {
+        let core = Core::required()?;
         let mut last = io::Error::new(io::ErrorKind::InvalidInput, "no address to bind to");
         for address in address.to_addresses().await? {
-            match socket(address, false) {
-                Ok(socket) => return UdpSocket::open(socket),
+            match socket(&core.config.host, address, false) {
+                Ok(socket) => return UdpSocket::open(core, socket),
                 Err(error) => last = error,
             }
         }
@@ -49,12 +50,13 @@ impl UdpSocket {
     ///
     /// If the address cannot be bound.
     pub fn bind_group(_: &GroupContext, address: SocketAddr) -> io::Result<UdpSocket> {
-        UdpSocket::open(socket(address, true)?)
+        let core = Core::required()?;
+        let socket = socket(&core.config.host, address, true)?;
+        UdpSocket::open(core, socket)
     }
 
-    fn open(socket: Socket) -> io::Result<UdpSocket> {
-        let core = Core::required()?;
-        let id = core.with(|state| state.open(socket.into(), Kind::Datagrams(Box::default())))??;
+    fn open(core: Rc<Core>, socket: Descriptor) -> io::Result<UdpSocket> {
+        let id = core.with(|state| state.open(socket, Kind::Datagrams(Box::default())))??;
         let fd = core.with(|state| state.fd(id))?;
         Ok(UdpSocket { core, id, fd })
     }
@@ -65,7 +67,13 @@ impl UdpSocket {
     ///
     /// If no shard runs here, or it has [`Limits::endpoints_max`](crate::Limits) endpoints.
     pub fn from_std(socket: std::net::UdpSocket) -> io::Result<UdpSocket> {
-        UdpSocket::open(socket.into())
+        UdpSocket::from_descriptor(socket.into())
+    }
+
+    /// As `from_std`, for sockets of simulated hosts too.
+    #[doc(hidden)]
+    pub fn from_descriptor(socket: Descriptor) -> io::Result<UdpSocket> {
+        UdpSocket::open(Core::required()?, socket)
     }
 
     /// Sets the peer: only its datagrams arrive, and [`send`](Self::send) goes to it.
@@ -74,7 +82,10 @@ impl UdpSocket {
     ///
     /// If the system refuses.
     pub fn connect(&self, peer: SocketAddr) -> io::Result<()> {
-        self.on_socket(|socket| socket.connect(&SockAddr::from(peer)))
+        self.on_socket(|socket| match socket.connect(&SockAddr::from(peer)) {
+            0 => Ok(()),
+            number => Err(io::Error::from_raw_os_error(-number)),
+        })
     }
 
     /// The next datagram with its sender.
@@ -152,7 +163,7 @@ impl UdpSocket {
         .await
     }
 
-    fn on_socket<R>(&self, work: impl FnOnce(socket2::SockRef<'_>) -> io::Result<R>) -> io::Result<R> {
+    fn on_socket<R>(&self, work: impl FnOnce(&Descriptor) -> io::Result<R>) -> io::Result<R> {
         on_socket(&self.core, self.id, work)
     }
 
@@ -180,7 +191,7 @@ impl UdpSocket {
     ///
     /// If the system refuses.
     pub fn join_multicast_v4(&self, group: Ipv4Addr, interface: Ipv4Addr) -> io::Result<()> {
-        self.on_socket(|socket| socket.join_multicast_v4(&group, &interface))
+        self.on_socket(|socket| socket.join_multicast_v4(group, interface))
     }
 
     /// Leaves an IPv4 multicast group.
@@ -189,7 +200,7 @@ impl UdpSocket {
     ///
     /// If the system refuses.
     pub fn leave_multicast_v4(&self, group: Ipv4Addr, interface: Ipv4Addr) -> io::Result<()> {
-        self.on_socket(|socket| socket.leave_multicast_v4(&group, &interface))
+        self.on_socket(|socket| socket.leave_multicast_v4(group, interface))
     }
 
     /// Joins an IPv6 multicast group on an interface, by its index.
@@ -198,7 +209,7 @@ impl UdpSocket {
     ///
     /// If the system refuses.
     pub fn join_multicast_v6(&self, group: Ipv6Addr, interface: u32) -> io::Result<()> {
-        self.on_socket(|socket| socket.join_multicast_v6(&group, interface))
+        self.on_socket(|socket| socket.join_multicast_v6(group, interface))
     }
 
     /// Sets the size of the kernel's receive and send buffers.
@@ -207,10 +218,7 @@ impl UdpSocket {
     ///
     /// If the system refuses.
     pub fn set_buffer_sizes(&self, receive: usize, send: usize) -> io::Result<()> {
-        self.on_socket(|socket| {
-            socket.set_recv_buffer_size(receive)?;
-            socket.set_send_buffer_size(send)
-        })
+        self.on_socket(|socket| socket.set_buffer_sizes(receive, send))
     }
 
     /// The id of the endpoint.
@@ -249,8 +257,8 @@ pub(crate) fn check_length(payload: &Payload) -> io::Result<()> {
     Ok(())
 }
 
-pub(crate) fn socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+pub(crate) fn socket(host: &Host, address: SocketAddr, shared: bool) -> io::Result<Descriptor> {
+    let socket = host.datagram_socket(Domain::for_address(address))?;
     if shared {
         socket.set_reuse_port(true)?;
     }

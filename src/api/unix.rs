@@ -4,10 +4,11 @@
 use super::methods::{connection, receiving, sending};
 use super::stream::{Flow, closed};
 use super::tcp::{OwnedReadHalf, OwnedWriteHalf, accept};
+use crate::driver::Descriptor;
 use crate::shard::{Close, Core, EndpointId, Kind, Listener, Stream, Waiter};
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, SockAddr};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -29,9 +30,9 @@ impl UnixStream {
     /// connect to a Unix socket cannot be waited for.
     pub async fn connect(path: impl AsRef<Path>) -> io::Result<UnixStream> {
         let core = Core::required()?;
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let socket = core.config.host.stream_socket(Domain::UNIX)?;
         let to = SockAddr::unix(path)?;
-        let stream = UnixStream::open(core, socket.into(), Stream::connecting(to, Waiter::None))?;
+        let stream = UnixStream::open(core, socket, Stream::connecting(to, Waiter::None))?;
         stream.flow.connected().await?;
         Ok(stream)
     }
@@ -42,11 +43,13 @@ impl UnixStream {
     ///
     /// If the system is out of descriptors, or as [`from_std`](Self::from_std).
     pub fn pair() -> io::Result<(UnixStream, UnixStream)> {
-        let (a, b) = std::os::unix::net::UnixStream::pair()?;
-        Ok((UnixStream::from_std(a)?, UnixStream::from_std(b)?))
+        let core = Core::required()?;
+        let (a, b) = core.config.host.pair()?;
+        let a = UnixStream::open(Rc::clone(&core), a, Stream::default())?;
+        Ok((a, UnixStream::open(core, b, Stream::default())?))
     }
 
-    fn open(core: Rc<Core>, fd: OwnedFd, stream: Stream) -> io::Result<UnixStream> {
+    fn open(core: Rc<Core>, fd: Descriptor, stream: Stream) -> io::Result<UnixStream> {
         let id = core.with(|state| state.open(fd, Kind::Stream(stream)))??;
         Ok(UnixStream { flow: Rc::new(Flow::new(core, id)) })
     }
@@ -57,7 +60,13 @@ impl UnixStream {
     ///
     /// If no shard runs here, or it has [`Limits::endpoints_max`](crate::Limits) endpoints.
     pub fn from_std(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
-        UnixStream::open(Core::required()?, stream.into(), Stream::default())
+        UnixStream::from_descriptor(stream.into())
+    }
+
+    /// As `from_std`, for sockets of simulated hosts too.
+    #[doc(hidden)]
+    pub fn from_descriptor(stream: Descriptor) -> io::Result<UnixStream> {
+        UnixStream::open(Core::required()?, stream, Stream::default())
     }
 
     receiving!();
@@ -99,10 +108,10 @@ impl UnixListener {
     /// If the path exists, is too long, or cannot be written.
     pub fn bind(path: impl AsRef<Path>) -> io::Result<UnixListener> {
         let core = Core::required()?;
-        let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
+        let socket = core.config.host.stream_socket(Domain::UNIX)?;
         socket.bind(&SockAddr::unix(&path)?)?;
         socket.listen(BACKLOG)?;
-        let id = core.with(|state| state.open_listener(Some(socket.into()), Listener::new(None)))??;
+        let id = core.with(|state| state.open_listener(Some(socket), Listener::new(None)))??;
         Ok(UnixListener { core, id, path: path.as_ref().to_owned() })
     }
 

@@ -11,7 +11,7 @@
 
 use super::lease::Lease;
 use crossbeam_queue::ArrayQueue;
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::ptr::NonNull;
@@ -51,18 +51,17 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    fn new(count: usize, buffer_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) -> Arc<Region> {
-        let bytes = count.checked_mul(buffer_bytes).and_then(|bytes| bytes.checked_add(PAGE));
-        let bytes = bytes.expect("a pool fits the address space");
+    /// None if the system does not have that much memory.
+    fn new(count: usize, buffer_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) -> Option<Arc<Region>> {
+        let bytes = count.checked_mul(buffer_bytes)?.checked_add(PAGE)?;
         // With a small alignment the zeroed pages come from the system untouched, hence lazily; the buffers begin
         // at the first page boundary, which makes the kernel's copies cheaper.
-        let layout = Layout::from_size_align(bytes, ALIGN).expect("a pool fits the address space");
-        // SAFETY: invariant 1 (memory rules): the layout has a size above zero, `Pool::new` asserts it.
-        let memory = unsafe { alloc_zeroed(layout) };
-        let Some(memory) = NonNull::new(memory) else { handle_alloc_error(layout) };
+        let layout = Layout::from_size_align(bytes, ALIGN).ok()?;
+        // SAFETY: invariant 1 (memory rules): the layout has a size above zero, as it includes a page.
+        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         let skipped = memory.as_ptr().align_offset(PAGE).min(PAGE);
         let returns = ArrayQueue::new(count);
-        Arc::new(Region {
+        Some(Arc::new(Region {
             memory,
             layout,
             skipped,
@@ -71,7 +70,7 @@ impl Region {
             returns,
             hungry: AtomicBool::new(false),
             wake,
-        })
+        }))
     }
 
     pub(crate) fn buffer_bytes(&self) -> usize {
@@ -136,23 +135,24 @@ impl Pool {
     ///
     /// # Panics
     ///
-    /// If either number is zero, or `count` exceeds 32 768.
+    /// If either number is zero, `count` exceeds 32 768, or there is not enough memory.
     pub fn new(count: usize, buffer_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) -> Pool {
-        Pool::with_zeroing(count, buffer_bytes, false, wake)
+        Pool::try_new(count, buffer_bytes, false, wake).expect("memory for a pool")
     }
 
-    /// As [`new`](Self::new); with `zero_on_return` a buffer is overwritten with zeros when it comes home.
-    pub fn with_zeroing(
+    /// As [`new`](Self::new), or nothing if there is not enough memory; with `zero_on_return` a buffer is overwritten
+    /// with zeros when it comes home.
+    pub fn try_new(
         count: usize,
         buffer_bytes: usize,
         zero_on_return: bool,
         wake: Box<dyn Fn() + Send + Sync>,
-    ) -> Pool {
+    ) -> Option<Pool> {
         assert!(count > 0 && buffer_bytes > 0, "a pool needs at least one buffer of at least one byte");
         assert!(count <= BUFFERS_MAX, "a pool has at most {BUFFERS_MAX} buffers");
         let free = (0..count as u16).rev().collect();
         let home = Home {
-            region: Region::new(count, buffer_bytes, wake),
+            region: Region::new(count, buffer_bytes, wake)?,
             free: RefCell::new(free),
             in_kernel: Cell::new(0),
             low_water: (count / 4).max(1),
@@ -160,7 +160,7 @@ impl Pool {
             lent: Cell::new(0),
             returned: Cell::new(0),
         };
-        Pool { home: Rc::new(home) }
+        Some(Pool { home: Rc::new(home) })
     }
 
     /// Bytes of one buffer.
@@ -326,7 +326,7 @@ mod tests {
 
     #[test]
     fn stale_bytes_are_never_shown_and_zeroing_erases_them() {
-        let pool = Pool::with_zeroing(1, 16, true, Box::new(|| {}));
+        let pool = Pool::try_new(1, 16, true, Box::new(|| {})).expect("a little memory");
         drop(filled(&pool, b"secret"));
         let id = pool.take().unwrap();
         let lease = pool.lend(id, 0, 16);

@@ -2,11 +2,11 @@
 #![forbid(unsafe_code)]
 
 use super::op::Op;
+use super::sys::descriptor::Descriptor;
 use super::token::Token;
 use crate::buf::{Batch, BufferId, Lease, Payload};
 use crate::error::Error;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 
 /// What a backend says about an operation.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -46,7 +46,7 @@ pub struct Completion {
 #[non_exhaustive]
 pub enum Done {
     /// A connection arrived.
-    Accepted(Result<OwnedFd, Error>),
+    Accepted(Result<Descriptor, Error>),
     /// The end of an operation that yields nothing: connect, shutdown, close, poll, nop, fsync.
     Ended(Result<(), Error>),
     /// Bytes were appended to the buffer that was given; zero bytes are the end of the stream.

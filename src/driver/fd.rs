@@ -1,8 +1,9 @@
 //! [`FdRef`]: a descriptor that operations keep open.
 #![forbid(unsafe_code)]
 
+use super::sys::descriptor::Descriptor;
 use std::cell::{Cell, RefCell};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::rc::Rc;
 
 /// How many descriptors came under a driver's care and left it.
@@ -17,11 +18,11 @@ pub(crate) struct Census {
 /// A reference to a descriptor. The descriptor closes when its last reference goes, and each operation in flight
 /// holds one (invariant 1).
 #[derive(Clone, Debug)]
-pub struct FdRef(Rc<Descriptor>);
+pub struct FdRef(Rc<Shared>);
 
 #[derive(Debug)]
-struct Descriptor {
-    fd: Option<OwnedFd>,
+struct Shared {
+    fd: Option<Descriptor>,
     /// Where the readiness backend keeps its queues for this descriptor.
     registration: Cell<Option<u32>>,
     /// Counted as gone already.
@@ -30,21 +31,26 @@ struct Descriptor {
 }
 
 impl FdRef {
-    pub(crate) fn new(fd: OwnedFd, census: &Rc<Census>) -> FdRef {
+    pub(crate) fn new(fd: Descriptor, census: &Rc<Census>) -> FdRef {
         census.opened.set(census.opened.get() + 1);
-        let descriptor = Descriptor {
+        let shared = Shared {
             fd: Some(fd),
             registration: Cell::new(None),
             left: Cell::new(false),
             census: Rc::clone(census),
         };
-        FdRef(Rc::new(descriptor))
+        FdRef(Rc::new(shared))
     }
 
     /// The descriptor itself, if this is its only reference.
-    pub(crate) fn into_owned(self) -> Result<OwnedFd, FdRef> {
-        let mut descriptor = Rc::try_unwrap(self.0).map_err(FdRef)?;
-        Ok(descriptor.fd.take().expect("a live descriptor is open"))
+    pub(crate) fn into_owned(self) -> Result<Descriptor, FdRef> {
+        let mut shared = Rc::try_unwrap(self.0).map_err(FdRef)?;
+        Ok(shared.fd.take().expect("a live descriptor is open"))
+    }
+
+    /// The descriptor, for calls on it.
+    pub(crate) fn descriptor(&self) -> &Descriptor {
+        self.0.fd.as_ref().expect("a live descriptor is open")
     }
 
     /// The descriptor leaves the driver's care though somebody still holds it.
@@ -70,7 +76,7 @@ impl FdRef {
 
 impl AsFd for FdRef {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_ref().expect("a live descriptor is open").as_fd()
+        self.descriptor().as_fd()
     }
 }
 
@@ -80,7 +86,7 @@ impl AsRawFd for FdRef {
     }
 }
 
-impl Drop for Descriptor {
+impl Drop for Shared {
     fn drop(&mut self) {
         if !self.left.get() {
             self.census.closed.set(self.census.closed.get() + 1);

@@ -22,6 +22,8 @@ mod token;
 pub use completion::{Completion, Done, RawCompletion};
 pub use fd::FdRef;
 pub use sys::Wake;
+pub use sys::descriptor::Descriptor;
+pub(crate) use sys::host::{Host, Rare, interruption};
 pub use token::{OPERATIONS_MAX, Token};
 
 use crate::buf::Pool;
@@ -34,7 +36,7 @@ use op::{Close, Op};
 use slot::Slots;
 use std::fmt;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -79,7 +81,8 @@ impl Driver {
                 wake.wake();
             }
         });
-        let pool = Pool::with_zeroing(limits.buffers, limits.buffer_bytes, config.zero_on_return, hungry);
+        let pool = Pool::try_new(limits.buffers, limits.buffer_bytes, config.zero_on_return, hungry)
+            .ok_or(io::ErrorKind::OutOfMemory)?;
         let (backend, report) = Backend::new(config, &pool)?;
         let _ = wake.set(backend.wake());
         Ok(Driver {
@@ -115,33 +118,62 @@ impl Driver {
 
     /// The monotonic clock (invariant 17).
     pub fn now(&self) -> Instant {
-        Instant::now()
+        self.config.host.now()
+    }
+
+    /// The machine it runs on.
+    pub(crate) fn host(&self) -> &Host {
+        &self.config.host
     }
 
     /// Takes a descriptor under the driver's care, and sets whether it blocks as the backend needs it.
     ///
     /// # Errors
     ///
-    /// If the system refuses to change that.
-    pub fn adopt(&mut self, fd: OwnedFd) -> io::Result<FdRef> {
-        sys::socket::set_nonblocking(&fd, self.backend.wants_nonblocking())?;
+    /// If the system refuses to change that, or the descriptor is of another kind of host than the driver: one of
+    /// the system in a simulation, or the other way round.
+    pub fn adopt(&mut self, fd: impl Into<Descriptor>) -> io::Result<FdRef> {
+        let fd = fd.into();
+        self.check_host(&fd)?;
+        fd.set_nonblocking(self.backend.wants_nonblocking())?;
         Ok(FdRef::new(fd, &self.census))
     }
 
     /// Takes a descriptor that one of this driver's accepts brought; its mode is right already.
-    pub(crate) fn adopt_accepted(&mut self, fd: OwnedFd) -> FdRef {
+    pub(crate) fn adopt_accepted(&mut self, fd: Descriptor) -> FdRef {
         FdRef::new(fd, &self.census)
     }
 
+    /// Takes a descriptor whose mode others rely on.
+    pub(crate) fn adopt_foreign(&mut self, fd: Descriptor) -> io::Result<FdRef> {
+        self.check_host(&fd)?;
+        Ok(FdRef::new(fd, &self.census))
+    }
+
+    fn check_host(&self, fd: &Descriptor) -> io::Result<()> {
+        if fd.is_simulated() == self.config.host.is_simulated() {
+            return Ok(());
+        }
+        let text =
+            "sockets and files of the system and those of a simulation do not mix; open them inside of it";
+        Err(io::Error::new(io::ErrorKind::Unsupported, text))
+    }
+
     /// Gives a descriptor away, in blocking mode, if no operation uses it.
-    pub(crate) fn release(&mut self, fd: FdRef) -> Result<OwnedFd, FdRef> {
+    pub(crate) fn release(&mut self, fd: FdRef) -> Result<Descriptor, FdRef> {
         if !fd.is_unique() {
             return Err(fd);
         }
         self.backend.forget(&fd);
         let fd = fd.into_owned()?;
-        let _ = sys::socket::set_nonblocking(&fd, false);
+        let _ = fd.set_nonblocking(false);
         Ok(fd)
+    }
+
+    /// Its node in a simulated world.
+    #[cfg(feature = "sim")]
+    pub(crate) fn node(&self) -> Option<sys::sim::NodeId> {
+        self.backend.node()
     }
 
     /// Operations in flight.
@@ -200,7 +232,7 @@ impl Driver {
         self.close_retired();
         for fd in self.retiring.drain(..) {
             self.backend.forget(&fd);
-            let _ = socket2::SockRef::from(&fd).shutdown(std::net::Shutdown::Both);
+            let _ = fd.descriptor().shutdown(std::net::Shutdown::Both);
             fd.leave();
         }
     }
@@ -258,6 +290,12 @@ impl Driver {
             self.warnings.push(Warning::CapabilityLowered { capability, reason });
         }
         waited
+    }
+
+    /// The next [`wait`](Self::wait) asks the system for everything that has arrived, up to its budget, even if it has
+    /// results without: a timer is due, and must not overtake.
+    pub fn insist(&mut self) {
+        self.backend.insist();
     }
 
     /// Turns a raw completion into what came of its operation; nothing if the operation was abandoned, or if the
@@ -339,7 +377,8 @@ impl Driver {
                 return false;
             }
             for raw in out.drain(..) {
-                drop(self.settle(raw));
+                // The destructor of a user's payload may panic. By then its slot is settled.
+                let _ = catch_unwind(AssertUnwindSafe(|| drop(self.settle(raw))));
             }
         }
     }
@@ -353,7 +392,9 @@ impl Drop for Driver {
             return;
         }
         if let Some(hook) = &self.config.on_warning {
-            hook(&Warning::DrainTimedOut { operations: self.slots.len() });
+            let warning = Warning::DrainTimedOut { operations: self.slots.len() };
+            // Unwinding from here would free what the system may still write to.
+            let _ = catch_unwind(AssertUnwindSafe(|| hook(&warning)));
         }
         std::mem::forget(std::mem::replace(&mut self.slots, Slots::new(0)));
         std::mem::forget(std::mem::replace(&mut self.backend, Backend::Gone));
@@ -401,7 +442,7 @@ mod tests {
     }
 
     /// Taken with `adopt_accepted`, as Miri cannot ask whether a file blocks.
-    fn file() -> OwnedFd {
+    fn file() -> Descriptor {
         std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).expect("a file").into()
     }
 

@@ -52,6 +52,7 @@ pub(crate) struct Slots {
     scratch: Box<[UnsafeCell<MaybeUninit<Scratch>>]>,
     capacity: usize,
     generation: u32,
+    reach: usize,
 }
 
 impl Slots {
@@ -60,7 +61,7 @@ impl Slots {
         let scratch = Box::<[UnsafeCell<MaybeUninit<Scratch>>]>::new_uninit_slice(capacity);
         // SAFETY: invariant 1 (slot memory): an `UnsafeCell<MaybeUninit<_>>` needs no initialisation.
         let scratch = unsafe { scratch.assume_init() };
-        Slots { slots: Slab::with_capacity(capacity), scratch, capacity, generation: 0 }
+        Slots { slots: Slab::with_capacity(capacity), scratch, capacity, generation: 0, reach: 0 }
     }
 
     /// Operations in flight.
@@ -83,7 +84,9 @@ impl Slots {
             owner,
             op,
         };
-        Ok(Token::new(self.slots.insert(slot), self.generation))
+        let index = self.slots.insert(slot);
+        self.reach = self.reach.max(index + 1);
+        Ok(Token::new(index, self.generation))
     }
 
     /// The slot that `token` names, unless its operation has ended.
@@ -101,6 +104,20 @@ impl Slots {
     pub(crate) fn remove(&mut self, token: Token) -> Option<Slot> {
         self.get_mut(token)?;
         Some(self.slots.remove(token.index()))
+    }
+
+    /// Operations in flight in a part of the table.
+    pub(crate) fn part(&self, from: usize, count: usize) -> impl Iterator<Item = (Token, &Op)> {
+        let part = from..self.reach.min(from.saturating_add(count));
+        part.filter_map(|index| {
+            let slot = self.slots.get(index)?;
+            Some((Token::new(index, slot.generation), &slot.op))
+        })
+    }
+
+    /// No slot beyond was ever taken.
+    pub(crate) fn reach(&self) -> usize {
+        self.reach
     }
 
     /// The operations in flight.

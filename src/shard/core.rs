@@ -4,20 +4,22 @@
 use super::endpoint::Close;
 use super::engine::Engine;
 use super::executor::Executor;
-use super::remote::{Link, Message};
+use super::remote::{Job, Link, Message};
 use super::state::{Leftovers, State};
 use crate::config::Config;
 use crate::counters::Counters;
 use crate::driver::sys::blocking::BlockingPool;
-use crate::driver::{Driver, RawCompletion};
-use crate::error::Error;
+use crate::driver::{Driver, Rare, RawCompletion, interruption};
+use crate::error::{Error, Full};
+use crate::sync::yield_now;
 use std::cell::{Cell, OnceCell, RefCell};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::task::Waker;
+use std::time::{Duration, Instant};
 
 thread_local! {
     /// The shard that runs on this thread right now.
@@ -38,6 +40,31 @@ pub(crate) struct Core {
     raw: RefCell<Vec<RawCompletion>>,
     /// The counters at the end.
     last: Cell<Counters>,
+}
+
+/// A shard that ends looks at its closing endpoints this often.
+pub(crate) const END_LOOK: Duration = Duration::from_millis(10);
+
+/// The end of a shard, while its endpoints close.
+pub(crate) struct Ending {
+    begun: Instant,
+    aborted: bool,
+}
+
+/// A turn between its two halves.
+pub(crate) struct Turn {
+    /// How long it may wait.
+    pub(crate) wait: Option<Duration>,
+    /// Other threads know that it may sleep.
+    announced: bool,
+}
+
+impl Turn {
+    /// The same turn when its wait is over.
+    #[cfg(feature = "sim")]
+    pub(crate) fn over(self) -> Turn {
+        Turn { wait: Some(Duration::ZERO), ..self }
+    }
 }
 
 /// Makes a shard the current one of this thread until it is dropped.
@@ -104,21 +131,28 @@ impl Core {
         }
     }
 
-    /// The pool of blocking threads, made at its first use.
-    pub(crate) fn blocking(&self) -> &BlockingPool {
+    /// Runs work that blocks, on the host's terms; the pool of threads for it is made at its first use.
+    pub(crate) fn run_blocking(&self, job: Job) -> Result<(), Full<Job>> {
         let limits = &self.config.limits;
-        self.blocking.get_or_init(|| {
-            BlockingPool::new(limits.blocking_threads_max, limits.blocking_queue_max, Duration::from_secs(5))
+        self.config.host.run_blocking(job, |job| {
+            let threads = self.blocking.get_or_init(|| {
+                let idle = Duration::from_secs(5);
+                BlockingPool::new(limits.blocking_threads_max, limits.blocking_queue_max, idle)
+            });
+            threads.run(job)
         })
     }
 
     /// Runs messages and ready tasks, each up to its bound.
     pub(crate) fn run_ready(&self) {
+        self.config.host.run_due_jobs();
         while let Some(task) = self.link.tasks.pop() {
             self.executor.push(task);
         }
         self.run_messages();
-        self.executor.run(self.config.limits.polls_per_turn_max);
+        let budget =
+            if self.config.host.is_rare(Rare::OnePoll) { 1 } else { self.config.limits.polls_per_turn_max };
+        self.executor.run(budget);
     }
 
     fn run_messages(&self) {
@@ -139,63 +173,103 @@ impl Core {
     }
 
     /// One turn: submits, waits for at most `wait` (none waits for ever), routes completions, and wakes. It does
-    /// not sleep if `woken` says that the main future is to be polled.
+    /// not sleep if `woken` says that the main future is to be polled, or, without a main future, if there are
+    /// completions to hand out.
     ///
     /// # Errors
     ///
     /// If the system refuses to wait at all.
     pub(crate) fn turn(&self, wait: Option<Duration>, woken: Option<&AtomicBool>) -> io::Result<()> {
+        let turn = self.begin_turn(wait, woken)?;
+        self.end_turn(turn)
+    }
+
+    /// The half of a turn before its wait: prepares submissions, and announces a sleep so that other threads know
+    /// to wake it (invariant 13).
+    pub(crate) fn begin_turn(
+        &self,
+        wait: Option<Duration>,
+        woken: Option<&AtomicBool>,
+    ) -> Result<Turn, Error> {
         self.turns.set(self.turns.get() + 1);
-        let is_woken = woken.is_some_and(|woken| woken.load(Ordering::Acquire));
-        let wait = if is_woken || self.executor.has_ready() { Some(Duration::ZERO) } else { wait };
+        interruption();
+        let is_woken = || woken.is_some_and(|woken| woken.load(Ordering::Acquire));
+        let wait = if is_woken() || self.executor.has_ready() { Some(Duration::ZERO) } else { wait };
+        let mut turn =
+            Turn { wait: self.with(|state| state.prepare(wait, woken.is_none()))?, announced: false };
+        if turn.wait != Some(Duration::ZERO) {
+            self.link.parking.prepare();
+            interruption();
+            turn.announced = true;
+            // The second look is at everything that another thread can leave: whoever left it before the sleep
+            // was announced makes no call.
+            if is_woken() || self.link.has_mail() {
+                turn.wait = Some(Duration::ZERO);
+            } else {
+                self.parks.set(self.parks.get() + 1);
+            }
+        }
+        Ok(turn)
+    }
+
+    /// The half of a turn that waits, and what comes after.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses to wait at all.
+    pub(crate) fn end_turn(&self, turn: Turn) -> io::Result<()> {
         let mut raw = self.raw.take();
-        let waited = self.with(|state| {
-            let wait = state.prepare(wait);
-            let waited = self.wait(state, wait, woken, &mut raw);
-            raw.drain(..).for_each(|raw| state.route(raw));
-            state.after_wait();
-            (waited, state.take_leftovers())
+        let ended = self.with(|state| {
+            let waited = state.engine.driver.wait(turn.wait, &mut raw);
+            (waited, self.settle_turn(&turn, state, &mut raw))
         });
         self.raw.replace(raw);
-        let (waited, leftovers) = waited?;
+        let (waited, leftovers) = ended?;
         self.run_leftovers(leftovers);
         waited
     }
 
-    /// Waits; announces a sleep so that other threads know to wake it (invariant 13).
-    fn wait(
-        &self,
-        state: &mut State,
-        wait: Option<Duration>,
-        woken: Option<&AtomicBool>,
-        raw: &mut Vec<RawCompletion>,
-    ) -> io::Result<()> {
-        if wait == Some(Duration::ZERO) {
-            return state.engine.driver.wait(wait, raw);
+    /// What comes after a wait.
+    fn settle_turn(&self, turn: &Turn, state: &mut State, raw: &mut Vec<RawCompletion>) -> Leftovers {
+        if turn.announced {
+            self.link.parking.resume();
         }
-        self.link.parking.prepare();
-        // The second look is at everything that another thread can leave: whoever left it before the sleep was
-        // announced makes no call.
-        let is_woken = woken.is_some_and(|woken| woken.load(Ordering::Acquire));
-        let wait = if is_woken || self.link.has_mail() {
-            Some(Duration::ZERO)
-        } else {
-            self.parks.set(self.parks.get() + 1);
-            wait
-        };
-        let waited = state.engine.driver.wait(wait, raw);
-        self.link.parking.resume();
-        waited
+        raw.drain(..).for_each(|raw| state.route(raw));
+        state.after_wait();
+        state.take_leftovers()
     }
 
-    /// Runs foreign code: nothing is borrowed here.
+    /// Hands over and looks without waiting: the turn ends if there was something to end it for, else it is
+    /// given back and goes on sleeping.
+    #[cfg(feature = "sim")]
+    pub(crate) fn try_turn(&self, turn: Turn) -> io::Result<Option<Turn>> {
+        if turn.wait == Some(Duration::ZERO) {
+            return self.end_turn(turn).map(|()| None);
+        }
+        let mut raw = self.raw.take();
+        let looked = self.with(|state| {
+            let looked = state.engine.driver.wait(Some(Duration::ZERO), &mut raw);
+            let leftovers = (!raw.is_empty()).then(|| self.settle_turn(&turn, state, &mut raw));
+            (looked, leftovers)
+        });
+        self.raw.replace(raw);
+        let (looked, leftovers) = looked?;
+        let asleep = leftovers.is_none().then_some(turn);
+        if let Some(leftovers) = leftovers {
+            self.run_leftovers(leftovers);
+        }
+        looked.map(|()| asleep)
+    }
+
+    /// Runs foreign code: nothing is borrowed here. A panic ends at its source, or it would take the wakers and
+    /// the buffers of others with it.
     fn run_leftovers(&self, leftovers: Leftovers) {
         let Leftovers { mut wakers, warnings, mut remains, graves } = leftovers;
-        wakers.drain(..).for_each(|waker| waker.wake());
-        remains.clear();
-        drop(graves);
+        self.executor.contain(wakers.drain(..), Waker::wake);
+        self.executor.contain(remains.drain(..), drop);
+        self.executor.contain(graves.into_iter(), drop);
         if let Some(hook) = &self.config.on_warning {
-            warnings.iter().for_each(|warning| hook(warning));
+            self.executor.contain(warnings.iter(), |warning| hook(warning));
         }
         let _ = self.with(|state| state.reuse(wakers, remains));
     }
@@ -213,44 +287,66 @@ impl Core {
     /// queued; then everything is cancelled, and the driver drains.
     pub(crate) fn end(self: &Rc<Self>) {
         let _entered = Entered::enter(self);
-        self.link.end();
-        drop(self.link.mailbox.drain_after_close());
-        while let Some(task) = self.link.tasks.pop() {
-            self.executor.push(task);
+        if let Some(mut ending) = self.begin_end(Close::Flush) {
+            while self.is_ending(&mut ending) && self.turn(Some(END_LOOK), None).is_ok() {}
         }
-        self.executor.clear();
-        self.close_endpoints();
+        self.finish_end();
+    }
+
+    /// The begin of the end: no more messages, no more tasks; endpoints begin to close. Nothing if it has ended.
+    pub(crate) fn begin_end(&self, how: Close) -> Option<Ending> {
+        self.link.mailbox.close();
+        self.executor.contain(self.link.mailbox.drain_after_close().into_iter(), drop);
+        self.drop_tasks();
+        self.link.end();
+        let begun = self.with(|state| {
+            state.begin_end(how);
+            state.now()
+        });
+        begun.ok().map(|begun| Ending { begun, aborted: how == Close::Abort })
+    }
+
+    /// Drops every task. One that another thread is just waking is in that thread's hands; it comes back through the
+    /// link, and its future must be dropped here, where it belongs.
+    fn drop_tasks(&self) {
+        const LOOKS_MAX: usize = 10_000;
+        for _ in 0..LOOKS_MAX {
+            while let Some(task) = self.link.tasks.pop() {
+                self.executor.push(task);
+            }
+            self.executor.clear();
+            if self.executor.is_empty() {
+                return;
+            }
+            yield_now();
+        }
+    }
+
+    /// Whether endpoints are still closing and have time left; half of it has passed when they are aborted.
+    pub(crate) fn is_ending(&self, ending: &mut Ending) -> bool {
+        let Ok((left, now)) = self.with(|state| (state.endpoints(), state.now())) else { return false };
+        let patience = Duration::from_millis(self.config.limits.drain_ms);
+        let passed = now.saturating_duration_since(ending.begun);
+        if left == 0 || passed > patience {
+            return false;
+        }
+        if !ending.aborted && passed > patience / 2 {
+            ending.aborted = true;
+            let _ = self.with(|state| state.close_all(Close::Abort));
+        }
+        true
+    }
+
+    /// The end of the end.
+    pub(crate) fn finish_end(&self) {
         // From here on whatever runs finds the shard ended, so nothing is borrowed while the rest is dropped.
         if let Some(mut state) = self.state.take() {
-            state.finish();
+            let leftovers = state.finish();
+            self.run_leftovers(leftovers);
+            state.give_up_rest();
             self.last.set(state.count());
         }
         self.executor.clear();
-    }
-
-    fn close_endpoints(&self) {
-        let Ok(start) = self.with(|state| {
-            state.close_all(Close::Flush);
-            state.now()
-        }) else {
-            return;
-        };
-        let patience = Duration::from_millis(self.config.limits.drain_ms);
-        let mut aborted = false;
-        loop {
-            let Ok((left, now)) = self.with(|state| (state.endpoints(), state.now())) else { return };
-            let passed = now.saturating_duration_since(start);
-            if left == 0 || passed > patience {
-                return;
-            }
-            if !aborted && passed > patience / 2 {
-                aborted = true;
-                let _ = self.with(|state| state.close_all(Close::Abort));
-            }
-            if self.turn(Some(Duration::from_millis(10)), None).is_err() {
-                return;
-            }
-        }
     }
 }
 

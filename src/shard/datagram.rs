@@ -127,7 +127,7 @@ impl Datagrams {
             engine.emit(tag, core.id, more, Event::ReceivedFrom { lease, from, truncated });
             return;
         }
-        let low = engine.driver.pool().is_low();
+        let low = engine.is_pool_low();
         let Datagram { lease, from, truncated } = datagram;
         let lease = if low { lease.detach() } else { lease };
         self.inbound_bytes += lease.len();
@@ -243,7 +243,7 @@ impl Datagrams {
             return Err(Full(payload));
         }
         engine.outbound_total += payload.len();
-        let payload = if engine.driver.pool().is_low() && !empty { payload.detach() } else { payload };
+        let payload = if engine.is_pool_low() && !empty { payload.detach() } else { payload };
         self.outbound.push_back(Outgoing { payload, to, tag });
         if !self.dirty {
             self.dirty = true;

@@ -234,7 +234,7 @@ impl Endpoint {
     /// A reset instead of an orderly end; other sockets know no difference and refuse.
     fn make_abortive(&self) {
         if let (Kind::Stream(_), Some(fd)) = (&self.kind, &self.core.fd) {
-            let _ = socket2::SockRef::from(fd).set_linger(Some(std::time::Duration::ZERO));
+            let _ = fd.descriptor().set_linger_zero();
         }
     }
 

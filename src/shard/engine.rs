@@ -10,8 +10,8 @@ use super::share::Arrival;
 use super::timer::{TimerId, Wheel};
 use crate::buf::Payload;
 use crate::config::{Limits, Warning};
-use crate::driver::Driver;
 use crate::driver::completion::Done;
+use crate::driver::{Driver, Rare};
 use std::collections::VecDeque;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -50,6 +50,7 @@ pub(crate) struct Engine {
     pub(crate) warnings: Vec<Warning>,
     /// Completions for the completion API.
     pub(crate) events: VecDeque<Completion>,
+    pub(crate) ending: bool,
     pub(crate) inbound_total: usize,
     pub(crate) outbound_total: usize,
     pub(crate) starvations: u64,
@@ -80,6 +81,7 @@ impl Engine {
             arrivals: Vec::new(),
             warnings: Vec::new(),
             events: VecDeque::new(),
+            ending: false,
             inbound_total: 0,
             outbound_total: 0,
             starvations: 0,
@@ -99,9 +101,22 @@ impl Engine {
         self.driver.now()
     }
 
+    /// Whether simulations take a rare path here; never on a real machine.
+    pub(crate) fn is_rare(&self, rare: Rare) -> bool {
+        self.driver.host().is_rare(rare)
+    }
+
+    /// Whether what waits must not pin a buffer.
+    pub(crate) fn is_pool_low(&self) -> bool {
+        self.driver.pool().is_low() || self.is_rare(Rare::PoolLow)
+    }
+
     /// Queues an event of the completion API; it is never delivered from inside a call (invariant 5).
     pub(crate) fn emit(&mut self, tag: u64, endpoint: EndpointId, more: bool, event: Event) {
-        self.events.push_back(Completion { tag, endpoint, more, event });
+        // A shard that ends hands out nothing any more.
+        if !self.ending {
+            self.events.push_back(Completion { tag, endpoint, more, event });
+        }
     }
 
     /// The endpoint found no slot; it gets another turn.

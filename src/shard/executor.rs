@@ -29,6 +29,11 @@ impl Executor {
         !self.ready.borrow().is_empty()
     }
 
+    /// Whether no task has a future any more.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.all.borrow().is_empty()
+    }
+
     pub(crate) fn push(&self, task: Runnable) {
         self.ready.borrow_mut().push_back(task);
     }
@@ -39,6 +44,14 @@ impl Executor {
 
     pub(crate) fn count_panic(&self) {
         self.panics.set(self.panics.get() + 1);
+    }
+
+    /// Hands each item to `work`, which is foreign code. One that panics is counted and does not keep the others
+    /// from their turn.
+    pub(crate) fn contain<T>(&self, mut items: impl Iterator<Item = T>, mut work: impl FnMut(T)) {
+        while catch_unwind(AssertUnwindSafe(|| items.by_ref().for_each(&mut work))).is_err() {
+            self.count_panic();
+        }
     }
 
     /// Polls what is ready, at most `budget` times.
@@ -52,7 +65,7 @@ impl Executor {
 
     /// Drops every task, and what they start while they are dropped.
     pub(crate) fn clear(&self) {
-        const ROUNDS_MAX: usize = 100;
+        const ROUNDS_MAX: usize = 10;
         for _ in 0..ROUNDS_MAX {
             let wakers: Vec<Waker> = self.all.borrow().iter().map(|(_, waker)| waker.clone()).collect();
             wakers.into_iter().for_each(Waker::wake);

@@ -6,6 +6,7 @@ use super::share::{Distribution, Group};
 use super::{Core, Shard};
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::driver::Descriptor;
 use crate::driver::sys::blocking::BlockingPool;
 use crate::driver::sys::{self, cpus};
 use crate::report::BackendReport;
@@ -14,7 +15,6 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -209,7 +209,7 @@ struct SharedListener {
     bound: SocketAddr,
     group: Arc<Group>,
     /// The socket that was bound first, until a shard that accepts takes it.
-    spare: Option<OwnedFd>,
+    spare: Option<Descriptor>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -247,6 +247,18 @@ impl Shared {
             }
         }
         Poll::Ready(())
+    }
+
+    /// The main future, dropped when the group stops.
+    async fn until_stopped<E>(&self, main: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+        let mut main = pin!(main);
+        poll_fn(|task| {
+            if let Poll::Ready(result) = main.as_mut().poll(task) {
+                return Poll::Ready(result);
+            }
+            self.poll_stopped(task.waker()).map(Ok)
+        })
+        .await
     }
 
     fn set_remote(&self, index: usize, remote: Remote) {
@@ -332,7 +344,7 @@ impl ShardThread {
             }
             let context = Context { index: self.index, shared: Arc::clone(&self.shared) };
             // Inside of the shard, so that `main` may use it before its future is polled.
-            shard.block_on(async { self.until_stopped(main(context)).await })
+            shard.block_on(async { self.shared.until_stopped(main(context)).await })
         }));
         let panicked = outcome.is_err();
         let result = outcome.unwrap_or_else(|panic| Err(io::Error::other(panic_text(&*panic))));
@@ -343,18 +355,6 @@ impl ShardThread {
             let _ = catch_unwind(AssertUnwindSafe(|| hook(self.index)));
         }
         (end, panicked)
-    }
-
-    /// The main future, dropped when the group stops.
-    async fn until_stopped(&self, main: impl Future<Output = io::Result<()>>) -> io::Result<()> {
-        let mut main = pin!(main);
-        poll_fn(|task| {
-            if let Poll::Ready(result) = main.as_mut().poll(task) {
-                return Poll::Ready(result);
-            }
-            self.shared.poll_stopped(task.waker()).map(Ok)
-        })
-        .await
     }
 }
 
@@ -469,6 +469,31 @@ impl fmt::Debug for Runtime {
     }
 }
 
+/// A group whose shards are stepped by a simulation.
+#[cfg(feature = "sim")]
+#[derive(Clone)]
+pub(crate) struct SteppedGroup(Arc<Shared>);
+
+#[cfg(feature = "sim")]
+impl SteppedGroup {
+    pub(crate) fn new(shards: usize) -> SteppedGroup {
+        // Blocking work of simulated hosts needs no threads, and none is started before there is work.
+        SteppedGroup(Arc::new(Shared::new(shards, BlockingPool::new(0, 0, Duration::ZERO))))
+    }
+
+    /// Takes a shard's place, before any main future starts.
+    pub(crate) fn join(&self, index: usize, shard: &Shard) -> Context {
+        self.0.set_remote(index, shard.remote());
+        let _ = self.0.reports[index].set(shard.report());
+        Context { index, shared: Arc::clone(&self.0) }
+    }
+
+    /// The main future of a shard, dropped when the group stops.
+    pub(crate) async fn until_stopped<E>(self, main: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+        self.0.until_stopped(main).await
+    }
+}
+
 /// A shard's place in its group, handed to its main future.
 #[derive(Clone)]
 pub struct Context {
@@ -512,8 +537,8 @@ impl Context {
         &self,
         asked: SocketAddr,
         distribution: Distribution,
-        bind: impl FnOnce(SocketAddr) -> io::Result<(SocketAddr, OwnedFd)>,
-    ) -> io::Result<(SocketAddr, Arc<Group>, Option<OwnedFd>)> {
+        bind: impl FnOnce(SocketAddr) -> io::Result<(SocketAddr, Descriptor)>,
+    ) -> io::Result<(SocketAddr, Arc<Group>, Option<Descriptor>)> {
         let mut listeners = lock(&self.shared.listeners);
         let known = listeners.iter().position(|listener| listener.asked == asked);
         let index = match known {

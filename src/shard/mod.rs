@@ -19,6 +19,8 @@ mod remote;
 mod share;
 mod single;
 mod state;
+#[cfg(feature = "sim")]
+mod step;
 mod stream;
 mod timer;
 mod waiter;
@@ -29,18 +31,23 @@ pub(crate) use endpoint::{Common, Kind};
 pub(crate) use engine::{Engine, Timer};
 pub use event::{Completion, Event};
 pub(crate) use executor::spawn;
+#[cfg(feature = "sim")]
+pub(crate) use group::SteppedGroup;
 pub use group::{Builder, Context, PanicPolicy, Pinning, Runtime, ShardEnd};
 pub(crate) use listener::{Accepted, Listener};
 pub use remote::{Remote, Undelivered};
 pub use share::Distribution;
 pub(crate) use share::Share;
 pub(crate) use state::State;
+#[cfg(feature = "sim")]
+pub(crate) use step::{Program, Step, Stepper};
 pub(crate) use stream::{Read, Stream};
 pub(crate) use timer::TimerId;
 pub(crate) use waiter::Waiter;
 
 use crate::config::Config;
 use crate::counters::Counters;
+use crate::driver::interruption;
 use crate::driver::sys::blocking::BlockingPool;
 use crate::report::BackendReport;
 pub(crate) use core::{Core, Entered};
@@ -96,6 +103,12 @@ impl Shard {
         Remote { link: Arc::clone(&self.core.link) }
     }
 
+    /// Its node in a simulated world.
+    #[cfg(feature = "sim")]
+    pub(crate) fn node(&self) -> Option<crate::driver::sys::sim::NodeId> {
+        self.core.with(|state| state.engine.driver.node()).ok().flatten()
+    }
+
     /// Ends the shard, as dropping it does, and gives its last counters.
     pub fn finish(self) -> Counters {
         let core = Rc::clone(&self.core);
@@ -111,7 +124,7 @@ impl Shard {
     /// If the future panics, or if the system refuses to wait for completions at all.
     pub fn block_on<F: Future>(&self, future: F) -> F::Output {
         let _entered = Entered::enter(&self.core);
-        let flag = Arc::new(MainWaker { woken: AtomicBool::new(true), link: Arc::clone(&self.core.link) });
+        let flag = MainWaker::new(&self.core.link);
         let waker = Waker::from(Arc::clone(&flag));
         let mut future = pin!(future);
         loop {
@@ -134,6 +147,13 @@ struct MainWaker {
     link: Arc<Link>,
 }
 
+impl MainWaker {
+    /// One that is woken: the first poll is due.
+    fn new(link: &Arc<Link>) -> Arc<MainWaker> {
+        Arc::new(MainWaker { woken: AtomicBool::new(true), link: Arc::clone(link) })
+    }
+}
+
 impl Wake for MainWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
@@ -141,6 +161,7 @@ impl Wake for MainWaker {
 
     fn wake_by_ref(self: &Arc<Self>) {
         self.woken.store(true, Ordering::Release);
+        interruption();
         self.link.unpark();
     }
 }

@@ -4,12 +4,11 @@
 use super::mailbox::{Mailbox, Refused};
 use super::parking::Parking;
 use super::share::Seat;
-use crate::driver::Wake;
+use crate::driver::{Descriptor, Wake, interruption};
 use crate::error::Full;
 use async_task::Runnable;
 use crossbeam_queue::SegQueue;
 use std::fmt;
-use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -22,7 +21,7 @@ pub(crate) enum Message {
     /// A connection from another member of a group of listeners, with its place in the counts.
     Connection {
         group: u64,
-        fd: OwnedFd,
+        fd: Descriptor,
         seat: Seat,
     },
 }
@@ -79,13 +78,13 @@ impl Link {
             return;
         }
         self.tasks.push(task);
+        interruption();
         self.unpark();
     }
 
-    /// No shard any more.
+    /// No shard any more: its tasks are dropped, and its mailbox is closed.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Release);
-        self.mailbox.close();
     }
 }
 
@@ -160,6 +159,7 @@ impl Remote {
     pub(crate) fn send(&self, message: Message) -> Result<(), Undelivered<Message>> {
         match self.link.mailbox.push(message) {
             Ok(()) => {
+                interruption();
                 self.link.unpark();
                 Ok(())
             }

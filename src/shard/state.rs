@@ -14,11 +14,10 @@ use super::waiter::Waiter;
 use crate::counters::Counters;
 use crate::driver::completion::{Completion, Done};
 use crate::driver::op::Op;
-use crate::driver::{FdRef, RawCompletion};
+use crate::driver::{Descriptor, FdRef, Rare, RawCompletion};
 use crate::error::{Error, Full};
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::task::Waker;
 use std::time::{Duration, Instant};
 
@@ -38,6 +37,9 @@ pub(crate) struct State {
     turns: Vec<EndpointId>,
     /// Listeners whose accepts wait until fewer than `Limits::endpoints_max` endpoints are open.
     waiting_for_room: Vec<EndpointId>,
+    /// The time before the driver was asked, if there are timers. Only timers that were due then expire: what
+    /// came before their deadlines has been routed, however long the process stood still in the wait.
+    asked: Option<Instant>,
 }
 
 impl State {
@@ -50,6 +52,7 @@ impl State {
             due: Vec::new(),
             turns: Vec::new(),
             waiting_for_room: Vec::new(),
+            asked: None,
         }
     }
 
@@ -58,14 +61,14 @@ impl State {
     }
 
     /// Takes a descriptor under the shard's care as an endpoint.
-    pub(crate) fn open(&mut self, fd: OwnedFd, kind: Kind) -> io::Result<EndpointId> {
+    pub(crate) fn open(&mut self, fd: Descriptor, kind: Kind) -> io::Result<EndpointId> {
         self.open_perhaps(Some(fd), kind)
     }
 
     /// Makes a listener; one that only gets connections from other shards has no descriptor.
     pub(crate) fn open_listener(
         &mut self,
-        fd: Option<OwnedFd>,
+        fd: Option<Descriptor>,
         listener: Listener,
     ) -> io::Result<EndpointId> {
         let group = listener.share().map(|share| share.group.key);
@@ -74,7 +77,7 @@ impl State {
         Ok(id)
     }
 
-    fn open_perhaps(&mut self, fd: Option<OwnedFd>, kind: Kind) -> io::Result<EndpointId> {
+    fn open_perhaps(&mut self, fd: Option<Descriptor>, kind: Kind) -> io::Result<EndpointId> {
         if self.is_full() {
             return Err(full());
         }
@@ -252,7 +255,7 @@ impl State {
     }
 
     /// Takes an endpoint out of the shard's care if nothing of it is in flight: its descriptor, in blocking mode.
-    pub(crate) fn give_away(&mut self, id: EndpointId) -> Option<Result<OwnedFd, Error>> {
+    pub(crate) fn give_away(&mut self, id: EndpointId) -> Option<Result<Descriptor, Error>> {
         let Some(endpoint) = self.endpoints.get_mut(id) else { return Some(Err(Error::Closed)) };
         if endpoint.core.in_flight > 0 {
             return None;
@@ -280,8 +283,9 @@ impl State {
         }
     }
 
-    /// Before a wait: sends what is queued, then arms what starves. Says how long the wait may be at most.
-    pub(crate) fn prepare(&mut self, wait: Option<Duration>) -> Option<Duration> {
+    /// Before a wait: sends what is queued, then arms what starves. Says how long the wait may be at most; not at
+    /// all if there are completions and whoever waits hands them out.
+    pub(crate) fn prepare(&mut self, wait: Option<Duration>, hands_out: bool) -> Option<Duration> {
         let mut turns = std::mem::take(&mut self.turns);
         turns.append(&mut self.engine.dirty);
         turns.append(&mut self.engine.refused);
@@ -291,17 +295,21 @@ impl State {
         self.turns = turns;
         let hurry = self.feed_starved();
         self.settle_arrivals();
-        let engine = &self.engine;
+        let engine = &mut self.engine;
+        let deadline = engine.wheel.next_deadline();
+        self.asked = deadline.map(|_| engine.now());
+        let timer = deadline.zip(self.asked).map(|(deadline, now)| deadline.saturating_duration_since(now));
+        if timer == Some(Duration::ZERO) {
+            engine.driver.insist();
+        }
         let pending = !engine.wakers.is_empty()
-            || !engine.events.is_empty()
+            || (hands_out && !engine.events.is_empty())
             || !self.graves.is_empty()
             || !engine.dirty.is_empty();
         if hurry || pending {
             return Some(Duration::ZERO);
         }
         let retry = (!engine.refused.is_empty()).then_some(RETRY);
-        let timer =
-            engine.wheel.next_deadline().map(|deadline| deadline.saturating_duration_since(engine.now()));
         [wait, retry, timer].into_iter().flatten().min()
     }
 
@@ -332,10 +340,10 @@ impl State {
     }
 
     fn expire(&mut self) {
-        if self.engine.wheel.is_empty() {
+        if self.engine.is_rare(Rare::LateTimers) {
             return;
         }
-        let now = self.engine.now();
+        let Some(now) = self.asked.take() else { return };
         let mut due = std::mem::take(&mut self.due);
         let budget = self.engine.limits.completions_per_turn_max;
         self.engine.wheel.expire(now, budget, &mut due);
@@ -395,7 +403,7 @@ impl State {
     }
 
     /// A connection that another member of the group accepted.
-    pub(crate) fn receive_connection(&mut self, group: u64, fd: OwnedFd, seat: Seat) {
+    pub(crate) fn receive_connection(&mut self, group: u64, fd: Descriptor, seat: Seat) {
         let Some(id) = self.groups.get(&group).copied() else { return };
         let Ok(fd) = self.engine.driver.adopt(fd) else { return };
         let _ = self.listener_mut(id, |listener, core, engine| {
@@ -405,6 +413,13 @@ impl State {
         });
     }
 
+    /// The shard ends: nobody polls for completions any more, and every endpoint begins to close.
+    pub(crate) fn begin_end(&mut self, how: Close) {
+        self.engine.ending = true;
+        self.engine.events.clear();
+        self.close_all(how);
+    }
+
     /// Begins to close every endpoint.
     pub(crate) fn close_all(&mut self, how: Close) {
         for id in self.endpoints.ids() {
@@ -412,13 +427,17 @@ impl State {
         }
     }
 
-    /// The end: drains the driver and ends every endpoint that is left.
-    pub(crate) fn finish(&mut self) {
+    /// The end: drains the driver and ends every endpoint that is left. What users own of them is handed out.
+    pub(crate) fn finish(&mut self) -> Leftovers {
         self.engine.driver.drain();
         for id in self.endpoints.ids() {
             self.bury(id);
         }
-        self.graves.clear();
+        self.take_leftovers()
+    }
+
+    /// After [`finish`](Self::finish), when what it handed out is gone: descriptors and buffers that came home.
+    pub(crate) fn give_up_rest(&mut self) {
         self.engine.driver.give_up_retired();
         self.engine.driver.pool().collect();
     }

@@ -15,7 +15,7 @@ use super::waiter::Waiter;
 use crate::buf::{Chain, Lease, Payload};
 use crate::driver::completion::{Completion, Done, Received};
 use crate::driver::op::{Connect, Op, RecvMulti, Send, SendMsg, Shutdown};
-use crate::driver::{FdRef, Token};
+use crate::driver::{FdRef, Rare, Token};
 use crate::error::{Error, Full};
 use socket2::SockAddr;
 use std::collections::VecDeque;
@@ -29,6 +29,8 @@ pub(crate) struct Stream {
     reader: Waiter,
     /// How the inbound side ended.
     end: Option<End>,
+    /// The end has come, but the send in flight may know that it is a failure.
+    end_held: bool,
     outbound: Chain,
     /// Bytes queued or in flight.
     outbound_bytes: usize,
@@ -191,7 +193,7 @@ impl Stream {
 
     fn arm(&mut self, core: &mut Common, engine: &mut Engine) {
         let wanted = core.is_open() && self.end.is_none() && self.connecting.is_none() && !self.leaving;
-        if self.standing != Standing::Idle || !wanted || self.is_inbound_high(engine) {
+        if self.standing != Standing::Idle || !wanted || self.end_held || self.is_inbound_high(engine) {
             return;
         }
         self.standing = match core.submit(engine, RecvMulti { socket: core.fd().clone() }) {
@@ -223,7 +225,7 @@ impl Stream {
                     self.deliver(core, engine, lease);
                 }
             }
-            Received::End => self.on_end(core.id, engine, End::Fin),
+            Received::End => self.on_fin(core, engine),
             // Our own doing: the bound was reached, or the endpoint closes.
             Received::Failed(Error::Canceled) => {}
             Received::Failed(error) => self.on_end(core.id, engine, End::Failed(error)),
@@ -240,14 +242,30 @@ impl Stream {
             return;
         }
         // Data that waits must not pin a buffer while buffers are short.
-        let lease = if engine.driver.pool().is_low() { lease.detach() } else { lease };
+        let lease = if engine.is_pool_low() { lease.detach() } else { lease };
         self.inbound_bytes += lease.len();
         engine.inbound_total += lease.len();
         self.inbound.push_back(lease);
         self.reader.wake(engine);
-        if self.is_inbound_high(engine) {
+        if self.is_inbound_high(engine) || engine.is_rare(Rare::InboundFull) {
             self.disarm(engine);
         }
+    }
+
+    /// The stream has ended, or so it seems. A system tells why a connection failed only once; if that was told to a
+    /// send, a receive finds no more than the end, and whoever reads must not take what came for everything.
+    fn on_fin(&mut self, core: &mut Common, engine: &mut Engine) {
+        let is_gone = || core.fd.as_ref().is_some_and(|fd| fd.descriptor().peer_addr().is_err());
+        if self.sending.is_some() && is_gone() {
+            // The send ends at once, since there is no connection any more, and says whether it was told.
+            self.end_held = true;
+            return;
+        }
+        let end = match &self.send_error {
+            Some(error) if error.breaks_connection() => End::Failed(error.duplicate()),
+            _ => End::Fin,
+        };
+        self.on_end(core.id, engine, end);
     }
 
     fn on_end(&mut self, id: EndpointId, engine: &mut Engine, end: End) {

@@ -2,6 +2,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 pub(crate) mod net;
+pub(crate) mod peer;
+pub(crate) mod program;
 
 use anabranch::{Backend, Capability, Config, Counters, Script, Shard};
 use std::sync::OnceLock;
@@ -52,17 +54,109 @@ pub(crate) fn scripted_backends() -> Vec<(String, Config)> {
     ]
 }
 
+/// Simulated machines, calm and rough, each in a world of its own.
+#[cfg(feature = "sim")]
+pub(crate) fn simulated_backends() -> Vec<(String, Config)> {
+    use anabranch::sim::alone::Alone;
+    use anabranch::sim::{Fault, Faults};
+    // What a correct program need not notice: the faults of the kernel's completions, and none of the network's
+    // that change an outcome.
+    let rough = Faults::none()
+        .with(Fault::LateCompletion, 0.1)
+        .with(Fault::ReorderedCompletion, 0.1)
+        .with(Fault::LateSuccess, 0.3)
+        .with(Fault::NoBuffers, 0.05)
+        .with(Fault::TurnRefused, 0.05)
+        .with(Fault::ShortRead, 0.1)
+        .with(Fault::ShortWrite, 0.1)
+        .with(Fault::Segmentation, 0.2)
+        .with(Fault::DoubleWake, 0.1)
+        .with(Fault::SpuriousReady, 0.1)
+        .with(Fault::Buggify, 0.05);
+    let mut all = Vec::new();
+    for seed in [1, 2] {
+        for (name, faults) in [("calm", Faults::none()), ("rough", rough.clone())] {
+            let config = Alone::new(seed, faults).config(Config::new());
+            all.push((format!("simulation ({name} {seed})"), config));
+        }
+    }
+    all
+}
+
+/// Without the feature there is no simulation.
+#[cfg(not(feature = "sim"))]
+pub(crate) fn simulated_backends() -> Vec<(String, Config)> {
+    Vec::new()
+}
+
+/// The tests that cannot run on a simulated machine, and why.
+const NOT_SIMULATED: &[(&str, &str)] = &[
+    (
+        "a_connection_given_away_keeps_its_unread_bytes_and_blocks_again",
+        "a simulated socket cannot leave its simulation",
+    ),
+    (
+        "a_connection_given_away_while_bytes_arrive_loses_none",
+        "a simulated socket cannot leave its simulation",
+    ),
+    (
+        "an_option_that_is_set_is_that_of_the_socket_of_the_system",
+        "it looks at a socket through the system, which knows no simulated one",
+    ),
+    ("a_stream_of_the_standard_library_comes_in_and_goes_out", "it is about sockets of the system"),
+    ("a_regular_file_is_always_ready", "readiness is waited for on descriptors of the system"),
+    (
+        "a_foreign_descriptor_is_waited_for_and_may_be_closed_meanwhile",
+        "readiness is waited for on descriptors of the system",
+    ),
+    (
+        "an_operation_whose_future_is_kept_does_not_hold_up_the_end_of_a_shard",
+        "readiness is waited for on descriptors of the system",
+    ),
+    (
+        "metadata_are_those_of_the_system_and_a_directory_cannot_be_read",
+        "a simulated machine has neither directories nor metadata of the system",
+    ),
+    (
+        "blocking_work_runs_beside_the_loop",
+        "a simulation has one thread, on which such work runs between two turns",
+    ),
+    (
+        "a_full_queue_of_blocking_work_refuses_and_recovers",
+        "its work waits for the shard, and a simulation has one thread for both",
+    ),
+    ("a_signal_reaches_everybody_who_listens_for_it", "signals are those of the system"),
+    ("signals_that_came_while_nobody_waited_are_told_once_at_least", "signals are those of the system"),
+];
+
+/// The backends without the simulated ones; only for a test of the table above.
+pub(crate) fn not_simulated(test: &str, backends: Vec<(String, Config)>) -> Vec<(String, Config)> {
+    let why = NOT_SIMULATED.iter().find(|(name, _)| *name == test).map(|(_, why)| *why);
+    let why = why.expect("a test that is not simulated stands in the table, with the reason");
+    let (simulated, others): (Vec<_>, Vec<_>) =
+        backends.into_iter().partition(|(_, config)| peer::is_simulated(config));
+    if !simulated.is_empty() {
+        println!("NOT COVERED: {test} on a simulated machine: {why}");
+    }
+    others
+}
+
 /// Every backend there is.
 pub(crate) fn every_backend() -> Vec<(String, Config)> {
     let mut all = real_backends();
     all.extend(masked_backends());
     all.extend(scripted_backends());
+    all.extend(simulated_backends());
     all
 }
 
 /// Runs a test on each of `backends` and says which it covered; a panic names the backend.
+///
+/// `ANABRANCH_TEST_BACKEND=simulation` runs only those whose name begins so.
 pub(crate) fn on(backends: Vec<(String, Config)>, test: impl Fn(Config)) {
-    for (name, config) in backends {
+    let only = std::env::var("ANABRANCH_TEST_BACKEND").unwrap_or_default();
+    for (name, config) in backends.into_iter().filter(|(name, _)| name.starts_with(&only)) {
+        peer::enter(&config);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(config)));
         if let Err(panic) = outcome {
             eprintln!("FAILED on backend: {name}");

@@ -1,24 +1,25 @@
 //! Connections, peers and child processes for the behaviour tests.
 
-use super::{real_backends, run};
+use super::{peer, real_backends, run, simulated_backends};
 use anabranch::net::{TcpListener, TcpStream};
 use anabranch::{Completion, Config, Counters, EndpointId, Event, Script, Shard, timeout};
 use std::io;
 use std::net::SocketAddr;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// After this long a scenario counts as hanging.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The system's backends and one that misbehaves within the contract.
+/// The system's backends, one that misbehaves within the contract, and simulated machines.
 pub(crate) fn typical_backends() -> Vec<(String, Config)> {
     let mut all = real_backends();
     all.push(("script (rough 7)".to_owned(), Config::new().script(Script::rough(7))));
+    all.extend(simulated_backends());
     all
 }
 
-/// Runs a test on the system's backends and a rough script.
+/// Runs a test on the system's backends, a rough script and simulated machines.
 pub(crate) fn on_typical_backends(test: impl Fn(Config)) {
     super::on(typical_backends(), test);
 }
@@ -52,24 +53,24 @@ pub(crate) async fn pair() -> (TcpStream, TcpStream) {
 }
 
 /// A TCP connection of the current shard, and its blocking other end.
-pub(crate) fn with_peer() -> (TcpStream, std::net::TcpStream) {
+pub(crate) fn with_peer() -> (TcpStream, peer::TcpStream) {
     let (ours, theirs) = std_pair();
-    (TcpStream::from_std(ours).unwrap(), theirs)
+    (ours.adopt().unwrap(), theirs)
 }
 
 /// Two blocking ends of a TCP connection.
-pub(crate) fn std_pair() -> (std::net::TcpStream, std::net::TcpStream) {
-    let listener = std::net::TcpListener::bind(anywhere()).unwrap();
-    let ours = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+pub(crate) fn std_pair() -> (peer::TcpStream, peer::TcpStream) {
+    let listener = peer::TcpListener::bind(anywhere()).unwrap();
+    let ours = peer::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
     let (theirs, _) = listener.accept().unwrap();
     theirs.set_read_timeout(Some(PATIENCE)).unwrap();
     theirs.set_nodelay(true).unwrap();
     (ours, theirs)
 }
 
-/// Makes the next close of a blocking stream a reset.
-pub(crate) fn reset(stream: std::net::TcpStream) {
-    socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
+/// Closes a blocking stream with a reset.
+pub(crate) fn reset(stream: peer::TcpStream) {
+    stream.reset().unwrap();
 }
 
 /// Everything up to the end of the stream.
@@ -111,9 +112,9 @@ impl Driven {
 
     /// Polls until `done` says so.
     pub(crate) fn until(&mut self, done: impl Fn(&[Completion]) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = peer::now() + PATIENCE;
         while !done(&self.events) {
-            assert!(Instant::now() < end, "nothing comes any more after {:?}", self.events);
+            assert!(peer::now() < end, "nothing comes any more after {:?}", self.events);
             let events = &mut self.events;
             self.shard.poll(Some(Duration::from_millis(10)), |completion| events.push(completion)).unwrap();
         }
@@ -127,8 +128,8 @@ impl Driven {
 
     /// Polls for a while.
     pub(crate) fn idle(&mut self, duration: Duration) {
-        let end = Instant::now() + duration;
-        while Instant::now() < end {
+        let end = peer::now() + duration;
+        while peer::now() < end {
             let events = &mut self.events;
             self.shard.poll(Some(Duration::from_millis(1)), |completion| events.push(completion)).unwrap();
         }
@@ -149,7 +150,7 @@ impl Driven {
     }
 
     /// A connection with its blocking other end.
-    pub(crate) fn with_peer(&self) -> (EndpointId, std::net::TcpStream) {
+    pub(crate) fn with_peer(&self) -> (EndpointId, peer::TcpStream) {
         let (ours, theirs) = std_pair();
         (self.shard.adopt_stream(ours).unwrap(), theirs)
     }

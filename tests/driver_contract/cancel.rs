@@ -1,14 +1,14 @@
 //! Exactly once, never inline, cancel is a request: invariants 4 to 7.
 
+use crate::common::peer::{self, TcpStream};
 use crate::common::{on, on_every_backend, real_backends};
-use crate::rig::{Rig, pattern};
+use crate::rig::{Rig, pattern, peer_of};
 use anabranch::driver::Token;
 use anabranch::driver::completion::{Done, Received};
 use anabranch::driver::op::{Accept, Direction, Nop, Poll, Recv, RecvMulti, Send};
 use anabranch::{Capability, Config, Error, Script};
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 #[test]
@@ -22,7 +22,7 @@ fn submit_completes_nothing_there_and_then() {
         rig.submit(Recv { socket: socket.clone(), buffer: Vec::with_capacity(10) });
         rig.submit(Poll { fd: socket.clone(), direction: Direction::Write });
         rig.submit(Send::new(socket, payload));
-        std::thread::sleep(Duration::from_millis(2));
+        peer::pause(Duration::from_millis(2));
         let counters = rig.counters();
         assert_eq!((rig.driver.in_flight(), counters.submitted, counters.completed), (4, 4, 0));
         assert_eq!(released.load(std::sync::atomic::Ordering::SeqCst), 0);
@@ -115,7 +115,7 @@ fn an_accept_that_lands_after_its_cancel_loses_no_connection() {
             }
             other => panic!("{other:?}"),
         };
-        assert_eq!(TcpStream::from(fd).peer_addr().unwrap(), client.local_addr().unwrap());
+        assert_eq!(peer_of(fd), client.local_addr().unwrap());
         drop(listener);
         rig.end();
     });

@@ -1,6 +1,6 @@
 //! Files: at an offset, never readiness.
 
-use crate::common::{masked_backends, on, on_every_backend, real_backends};
+use crate::common::{masked_backends, on, on_every_backend, peer, real_backends};
 use crate::rig::{Rig, pattern};
 use anabranch::Config;
 use anabranch::driver::completion::Done;
@@ -13,7 +13,7 @@ use std::time::Duration;
 fn a_file_is_written_synced_and_read_back_at_an_offset() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
-        let file = rig.adopt(tempfile::tempfile().unwrap());
+        let file = rig.adopt(peer::file(true, true).unwrap());
         let bytes = pattern(100_000);
         let write = WriteAt { file: file.clone(), payload: bytes.clone().into(), offset: 1000 };
         let write = rig.submit(write);
@@ -37,8 +37,7 @@ fn a_file_is_written_synced_and_read_back_at_an_offset() {
 fn a_read_of_a_file_that_is_open_for_writing_only_fails_and_gives_the_buffer_back() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
-        let named = tempfile::NamedTempFile::new().unwrap();
-        let file = rig.adopt(std::fs::OpenOptions::new().write(true).open(named.path()).unwrap());
+        let file = rig.adopt(peer::file(false, true).unwrap());
         let read = rig.submit(ReadAt { file, buffer: Vec::with_capacity(77), offset: 0 });
         let Done::Filled(Err(_), buffer) = rig.last(read) else { panic!("no error") };
         assert_eq!((buffer.len(), buffer.capacity()), (0, 77));
@@ -52,7 +51,7 @@ fn more_file_operations_than_threads_and_queue_places_all_end() {
         let mut rig = Rig::with(config, |limits| {
             (limits.blocking_threads_max, limits.blocking_queue_max) = (2, 3);
         });
-        let file = rig.adopt(tempfile::tempfile().unwrap());
+        let file = rig.adopt(peer::file(true, true).unwrap());
         let tokens: Vec<_> = (0..100u64)
             .map(|number| {
                 let payload = vec![number as u8; 10].into();

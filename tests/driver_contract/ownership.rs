@@ -1,5 +1,7 @@
 //! Who owns what, and until when: invariants 1, 10 and 11.
 
+use crate::common::net::anywhere;
+use crate::common::peer::{self, FreshSocket, TcpStream};
 use crate::common::{on_every_backend, real_backends};
 use crate::rig::{PATIENCE, Rig, Watched, pattern, stuffed_pair};
 use anabranch::driver::Driver;
@@ -9,7 +11,6 @@ use anabranch::driver::op::{
 };
 use anabranch::{Config, Error};
 use std::io::{Read, Write};
-use std::net::TcpListener;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -156,9 +157,9 @@ fn everything_in_flight(rig: &mut Rig) -> Vec<std::sync::Arc<std::sync::atomic::
         let (ours, theirs) = stuffed_pair();
         (rig.adopt(ours), rig.adopt(theirs))
     };
-    let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    let client = FreshSocket::new(socket2::Domain::IPV4).unwrap();
     let client = rig.adopt(client);
-    let file = rig.adopt(tempfile::tempfile().unwrap());
+    let file = rig.adopt(peer::file(true, true).unwrap());
     rig.submit(Accept { listener: listener.clone(), repeat: false });
     rig.submit(Accept { listener, repeat: true });
     rig.submit(Connect::new(client, address.into()));
@@ -256,7 +257,7 @@ fn an_accepted_connection_that_nobody_takes_is_closed() {
         let mut rig = Rig::new(config);
         let (listener, address) = rig.listener();
         let token = rig.submit(Accept { listener: listener.clone(), repeat: true });
-        let mut client = std::net::TcpStream::connect(address).unwrap();
+        let mut client = TcpStream::connect(address).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         // The connection has been accepted; the accept is abandoned before anybody has asked for it.
         let mut raw = Vec::new();
@@ -304,9 +305,9 @@ fn a_connect_that_waits_can_be_cancelled() {
             eprintln!("NOT COVERED: no connect waits here");
             return;
         };
-        let client = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        let client = FreshSocket::new(socket2::Domain::IPV4).unwrap();
         let client = rig.adopt(client);
-        let token = rig.submit(Connect::new(client, full.local_addr().unwrap().into()));
+        let token = rig.submit(Connect::new(client, full.local_addr().unwrap()));
         rig.turn(Duration::from_millis(2));
         assert!(rig.kept.is_empty(), "{:?}", rig.kept);
         rig.driver.cancel(token);
@@ -316,17 +317,17 @@ fn a_connect_that_waits_can_be_cancelled() {
 }
 
 /// A listener whose queue is full, so that the next connect gets no answer.
-fn full_listener() -> Option<(TcpListener, Vec<socket2::Socket>)> {
-    let new = || socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+fn full_listener() -> Option<(FreshSocket, Vec<FreshSocket>)> {
+    let new = || FreshSocket::new(socket2::Domain::IPV4).unwrap();
     let listener = new();
-    listener.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
+    listener.bind(anywhere()).unwrap();
     listener.listen(0).unwrap();
     let address = listener.local_addr().unwrap();
     let mut hold = Vec::new();
     for _ in 0..8 {
         let client = new();
         if client.connect_timeout(&address, Duration::from_millis(30)).is_err() {
-            return Some((listener.into(), hold));
+            return Some((listener, hold));
         }
         hold.push(client);
     }

@@ -1,15 +1,16 @@
 //! A driver with what every test of it needs: patience, and a check that each operation ends once.
 
+use crate::common::net::anywhere;
+use crate::common::peer::{TcpListener, TcpStream, UdpSocket};
 use anabranch::driver::completion::{Completion, Done, RawCompletion};
 use anabranch::driver::op::Op;
-use anabranch::driver::{Driver, FdRef, Token};
+use anabranch::driver::{Descriptor, Driver, FdRef, Token};
 use anabranch::{BackendKind, Config, Counters, Error, Limits};
 use std::collections::{HashSet, VecDeque};
-use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Longer than anything here takes.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -38,6 +39,11 @@ impl Rig {
 
     pub(crate) fn is(&self, kind: BackendKind) -> bool {
         self.driver.report().backend == kind
+    }
+
+    /// Whether the backend may say that it starved though there are buffers.
+    pub(crate) fn may_starve(&self) -> bool {
+        self.is(BackendKind::Script) || self.is(BackendKind::Simulated)
     }
 
     pub(crate) fn submit(&mut self, op: impl Into<Op>) -> Token {
@@ -83,9 +89,9 @@ impl Rig {
 
     /// Waits until the condition holds.
     pub(crate) fn until(&mut self, what: &str, mut holds: impl FnMut(&mut Rig) -> bool) {
-        let end = Instant::now() + PATIENCE;
+        let end = self.driver.now() + PATIENCE;
         while !holds(self) {
-            assert!(Instant::now() < end, "never: {what}; {:?}", self.driver);
+            assert!(self.driver.now() < end, "never: {what}; {:?}", self.driver);
             self.turn(Duration::from_millis(50));
         }
     }
@@ -143,8 +149,8 @@ impl Rig {
         counters
     }
 
-    pub(crate) fn adopt(&mut self, fd: impl Into<OwnedFd>) -> FdRef {
-        self.driver.adopt(fd.into()).expect("a descriptor to adopt")
+    pub(crate) fn adopt(&mut self, fd: impl Into<Descriptor>) -> FdRef {
+        self.driver.adopt(fd).expect("a descriptor to adopt")
     }
 
     /// A connected TCP socket of the driver's, and its peer.
@@ -155,21 +161,26 @@ impl Rig {
 
     /// A listening socket of the driver's.
     pub(crate) fn listener(&mut self) -> (FdRef, SocketAddr) {
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+        let listener = TcpListener::bind(anywhere()).expect("a listener");
         let address = listener.local_addr().expect("its address");
         (self.adopt(listener), address)
     }
 
     /// A datagram socket of the driver's.
     pub(crate) fn udp(&mut self) -> (FdRef, SocketAddr) {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let socket = UdpSocket::bind(anywhere()).expect("a socket");
         let address = socket.local_addr().expect("its address");
         (self.adopt(socket), address)
     }
 }
 
+/// The address of the peer of a connection that was accepted.
+pub(crate) fn peer_of(accepted: Descriptor) -> SocketAddr {
+    accepted.peer_addr().expect("it is connected").as_socket().expect("an address of IP")
+}
+
 pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a listener");
+    let listener = TcpListener::bind(anywhere()).expect("a listener");
     let theirs = TcpStream::connect(listener.local_addr().expect("its address")).expect("a connection");
     let (ours, _) = listener.accept().expect("a connection");
     theirs.set_read_timeout(Some(PATIENCE)).expect("a time-out");
@@ -182,8 +193,9 @@ pub(crate) fn tcp_pair() -> (TcpStream, TcpStream) {
 pub(crate) fn stuffed_pair() -> (TcpStream, TcpStream) {
     use std::io::Write;
     let (ours, theirs) = tcp_pair();
-    socket2::SockRef::from(&ours).set_send_buffer_size(16 * 1024).expect("a size");
-    socket2::SockRef::from(&theirs).set_recv_buffer_size(16 * 1024).expect("a size");
+    for end in [&ours, &theirs] {
+        end.set_buffer_sizes(16 * 1024, 16 * 1024).expect("a size");
+    }
     ours.set_nonblocking(true).expect("non-blocking");
     while (&ours).write(&[0x55; 64 * 1024]).is_ok() {}
     (ours, theirs)

@@ -1,17 +1,17 @@
 //! Operations on connections, listeners and foreign descriptors.
 
+use crate::common::net::anywhere;
 use crate::common::on_every_backend;
-use crate::rig::{PATIENCE, Rig, pattern};
+use crate::common::peer::{self, FreshSocket, TcpStream, UnixListener, UnixStream};
+use crate::rig::{PATIENCE, Rig, pattern, peer_of};
+use anabranch::driver::Descriptor;
 use anabranch::driver::completion::Done;
 use anabranch::driver::op::{Accept, Connect, Direction, Nop, Poll, Recv, Send, SendMsg, Shutdown};
 use anabranch::{Error, Payload};
 use socket2::SockAddr;
 use std::io::{Read, Write};
-use std::net::TcpStream;
-use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixStream;
 
-fn accepted(done: Done) -> OwnedFd {
+fn accepted(done: Done) -> Descriptor {
     match done {
         Done::Accepted(Ok(fd)) => fd,
         other => panic!("{other:?}"),
@@ -19,8 +19,8 @@ fn accepted(done: Done) -> OwnedFd {
 }
 
 /// An unconnected TCP socket.
-fn socket() -> OwnedFd {
-    socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).expect("a socket").into()
+fn socket() -> FreshSocket {
+    FreshSocket::new(socket2::Domain::IPV4).expect("a socket")
 }
 
 #[test]
@@ -96,8 +96,7 @@ fn an_accept_takes_one_connection_and_leaves_the_next() {
         let clients = [TcpStream::connect(address).unwrap(), TcpStream::connect(address).unwrap()];
         for client in &clients {
             let accept = rig.submit(Accept { listener: listener.clone(), repeat: false });
-            let server = TcpStream::from(accepted(rig.last(accept)));
-            assert_eq!(server.peer_addr().unwrap(), client.local_addr().unwrap());
+            assert_eq!(peer_of(accepted(rig.last(accept))), client.local_addr().unwrap());
         }
         drop(listener);
         rig.end();
@@ -117,8 +116,7 @@ fn a_standing_accept_brings_every_connection_until_it_is_cancelled() {
             while !ports.is_empty() {
                 let completion = rig.next(accept);
                 assert!(completion.more, "round {round}: {completion:?}");
-                let server = TcpStream::from(accepted(completion.done));
-                let port = server.peer_addr().unwrap().port();
+                let port = peer_of(accepted(completion.done)).port();
                 ports.retain(|other| *other != port);
             }
             clients.extend(new);
@@ -134,8 +132,8 @@ fn a_refused_connection_is_an_error_of_the_system() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
         // Bound, so that nobody else gets the port, but not listening.
-        let nobody = socket2::Socket::from(socket());
-        nobody.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let nobody = socket();
+        nobody.bind(anywhere()).unwrap();
         let client = rig.adopt(socket());
         let connect = rig.submit(Connect::new(client, nobody.local_addr().unwrap()));
         match rig.ended(connect) {
@@ -152,13 +150,11 @@ fn a_connect_to_a_path_works_like_one_to_an_address() {
         let mut rig = Rig::new(config);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("socket");
-        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        let client: OwnedFd =
-            socket2::Socket::new(socket2::Domain::UNIX, socket2::Type::STREAM, None).unwrap().into();
-        let client = rig.adopt(client);
+        let listener = UnixListener::bind(&path).unwrap();
+        let client = rig.adopt(FreshSocket::new(socket2::Domain::UNIX).unwrap());
         let connect = rig.submit(Connect::new(client.clone(), SockAddr::unix(&path).unwrap()));
         rig.ended(connect).unwrap();
-        let (mut server, _) = listener.accept().unwrap();
+        let mut server = listener.accept().unwrap();
         server.write_all(b"x").unwrap();
         let receive = rig.submit(Recv { socket: client, buffer: Vec::with_capacity(1) });
         assert!(matches!(rig.last(receive), Done::Filled(Ok(1), _)));
@@ -188,9 +184,8 @@ fn a_receive_on_a_reset_connection_gives_the_error_and_the_buffer_back() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
         let (socket, peer) = rig.tcp();
-        socket2::SockRef::from(&peer).set_linger(Some(std::time::Duration::ZERO)).unwrap();
         let receive = rig.submit(Recv { socket, buffer: Vec::with_capacity(99) });
-        drop(peer);
+        peer.reset().unwrap();
         match rig.last(receive) {
             Done::Filled(Err(Error::Io(error)), buffer) => {
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
@@ -210,7 +205,7 @@ fn a_send_larger_than_every_buffer_on_the_way_leaves_whole() {
         // Attempts of a rough script move at most 64 bytes every so often.
         let bytes = pattern(6 * 1024 * 1024);
         let expected = bytes.clone();
-        let reader = std::thread::spawn(move || {
+        let reader = peer::spawn(move || {
             let mut got = vec![0; expected.len()];
             peer.read_exact(&mut got).unwrap();
             assert!(got == expected, "bytes differ");
@@ -235,7 +230,7 @@ fn a_batch_leaves_whole_and_in_order() {
         let mut expected = bytes;
         expected.drain(7 * 50_000..8 * 50_000);
         let len = expected.len();
-        let reader = std::thread::spawn(move || {
+        let reader = peer::spawn(move || {
             let mut got = vec![0; expected.len()];
             peer.read_exact(&mut got).unwrap();
             assert!(got == expected, "bytes differ");

@@ -152,7 +152,7 @@ fn forged_completions_reach_no_new_connection() {
         for round in 0..rounds as u64 {
             run.progress(round as usize, rounds);
             let (mut far, near) = pair(&listener);
-            let socket = driver.adopt(near.into()).unwrap();
+            let socket = driver.adopt(near).unwrap();
             let token = driver.submit(RecvMulti { socket: socket.clone() }, round).expect("a free slot");
             let (index, generation) = parts(token);
             // What the last owner of the slot might still get, and what never was.

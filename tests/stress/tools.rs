@@ -1,11 +1,18 @@
 //! What the scenarios share: sizes, seed, ledger, watchdog, sequences of bytes that show loss and confusion.
 
-use crate::common;
+use crate::common::{
+    self,
+    net::{alone, is_child},
+};
 use anabranch::{Config, Counters, Shard};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{BufRead, BufReader, Lines, Write};
 use std::net::{TcpListener, TcpStream};
 use std::pin::pin;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Mutex, OnceLock, PoisonError, mpsc};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -49,28 +56,24 @@ impl Run {
     }
 
     pub(crate) fn check(&self, counters: &Counters, stale: u64) {
-        counters.settled().unwrap_or_else(|what| panic!("{}: {what}; {counters}", self.name));
         assert_eq!(counters.stale, stale, "{}: stale completions", self.name);
-        assert_eq!(counters.panics, 0, "{}: tasks panicked", self.name);
+        self.check_crashed(counters, 0);
+    }
+
+    /// As `check`, after so many contained panics.
+    pub(crate) fn check_crashed(&self, counters: &Counters, panics: u64) {
+        counters.settled().unwrap_or_else(|what| panic!("{}: {what}; {counters}", self.name));
+        assert_eq!(counters.panics, panics, "{}: contained panics", self.name);
         let mut totals = self.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        totals.submitted += counters.submitted;
-        totals.completed += counters.completed;
-        totals.stale += counters.stale;
-        totals.canceled += counters.canceled;
-        totals.starved += counters.starved;
-        totals.buffers_lent += counters.buffers_lent;
-        totals.buffers_returned += counters.buffers_returned;
-        totals.descriptors_opened += counters.descriptors_opened;
-        totals.descriptors_closed += counters.descriptors_closed;
-        totals.opens += counters.opens;
-        totals.closes += counters.closes;
+        for (sum, count) in all_counters(&mut totals).into_iter().zip(all_counters(&mut counters.clone())) {
+            *sum.1 += *count.1;
+        }
     }
 }
 
 /// Runs a scenario on each of the system's own backends, one scenario at a time because descriptors and memory
 /// belong to the whole process.
 pub(crate) fn scenario(title: &str, test: impl Fn(&Run)) {
-    static ONE: Mutex<()> = Mutex::new(());
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (full, seed) = (is_full(), seed());
     raise_descriptors();
@@ -82,16 +85,71 @@ pub(crate) fn scenario(title: &str, test: impl Fn(&Run)) {
         );
         let own_seed = name.bytes().fold(seed, |seed, byte| mix(seed ^ u64::from(byte)));
         let run = Run { config, full, seed: own_seed, name, totals: Mutex::default() };
-        let (descriptors, start) = (descriptors(), Instant::now());
+        let (descriptors, start) = (settled_descriptors(), Instant::now());
         let watchdog = Watchdog::start(&run.name, full);
         test(&run);
         drop(watchdog);
-        wait_until("descriptors are as before", Duration::from_secs(5), || {
-            self::descriptors() == descriptors
-        });
-        let totals = run.totals.lock().unwrap_or_else(PoisonError::into_inner);
-        println!("  {}: settled after {:.1?}: {totals}", run.name, start.elapsed());
+        let what = format!("the {descriptors} descriptors of the beginning, and no others");
+        wait_until(&what, Duration::from_secs(5), || self::descriptors() == descriptors);
+        let mut totals = run.totals.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if totals == Counters::default() {
+            println!("  {}: over after {:.1?}; its shards were another process's", run.name, start.elapsed());
+            continue;
+        }
+        let ledger = all_counters(&mut totals).map(|(name, count)| format!("{name} {count}")).join(", ");
+        println!("  {}: settled after {:.1?}; ledger: {ledger}", run.name, start.elapsed());
     }
+}
+
+/// The descriptors of the process when their count has stood still: what an earlier scenario left may be on its way
+/// out, and must not be taken for this one's beginning.
+fn settled_descriptors() -> usize {
+    let (mut count, mut since) = (descriptors(), Instant::now());
+    while since.elapsed() < Duration::from_millis(100) {
+        std::thread::sleep(Duration::from_millis(10));
+        let now = descriptors();
+        if now != count {
+            (count, since) = (now, Instant::now());
+        }
+    }
+    count
+}
+
+/// Every counter with its name, as the ledger shows them.
+fn all_counters(counters: &mut Counters) -> [(&'static str, &mut u64); 22] {
+    [
+        ("opened", &mut counters.opens),
+        ("closed", &mut counters.closes),
+        ("submitted", &mut counters.submitted),
+        ("completed", &mut counters.completed),
+        ("stale", &mut counters.stale),
+        ("canceled", &mut counters.canceled),
+        ("starved", &mut counters.starved),
+        ("buffers lent", &mut counters.buffers_lent),
+        ("returned", &mut counters.buffers_returned),
+        ("descriptors opened", &mut counters.descriptors_opened),
+        ("closed", &mut counters.descriptors_closed),
+        ("accepts", &mut counters.accepts),
+        ("accept pauses", &mut counters.accept_pauses),
+        ("handed over", &mut counters.handed_over),
+        ("refusals", &mut counters.refusals),
+        ("bytes in", &mut counters.bytes_in),
+        ("bytes out", &mut counters.bytes_out),
+        ("truncated", &mut counters.truncated),
+        ("panics", &mut counters.panics),
+        ("turns", &mut counters.turns),
+        ("parks", &mut counters.parks),
+        ("wakes", &mut counters.wakes),
+    ]
+}
+
+static ONE: Mutex<()> = Mutex::new(());
+
+/// As `scenario`, in a process of its own, where the test of this name may change what belongs to the whole process.
+pub(crate) fn scenario_alone(test: &str, title: &str, body: impl Fn(&Run)) {
+    // What it takes to run the other process must not show in the descriptors of another scenario.
+    let _one = (!is_child()).then(|| ONE.lock().unwrap_or_else(PoisonError::into_inner));
+    alone(test, || scenario(title, body));
 }
 
 fn is_full() -> bool {
@@ -125,6 +183,68 @@ impl Watchdog {
             }
         });
         Watchdog(sender)
+    }
+}
+
+/// A process of its own that this binary runs as: the named test with a variable set, which tells it what to do.
+/// It is killed when it is dropped.
+pub(crate) struct Helper {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+const ROLE: &str = "ANABRANCH_STRESS_ROLE";
+
+/// What this process was started for, if it is a helper.
+pub(crate) fn role() -> Option<String> {
+    std::env::var(ROLE).ok()
+}
+
+impl Helper {
+    pub(crate) fn start(test: &str, role: &str) -> Helper {
+        let mut child = Command::new(std::env::current_exe().expect("this program"))
+            .args([test, "--exact", "--nocapture", "--test-threads=1"])
+            .env(ROLE, role)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("a helper process");
+        let lines = BufReader::new(child.stdout.take().expect("its output is piped")).lines();
+        Helper { child, lines }
+    }
+
+    /// What follows `word` on the next line that begins with it.
+    pub(crate) fn hear(&mut self, word: &str) -> String {
+        let mut rest = self.lines.by_ref().map_while(Result::ok).filter_map(|line| {
+            let (_, rest) = line.split_once(&format!("{word}: "))?;
+            Some(rest.to_owned())
+        });
+        rest.next().unwrap_or_else(|| panic!("the helper ended without {word:?}"))
+    }
+
+    /// Sends it a line.
+    pub(crate) fn tell(&mut self, line: &str) {
+        let input = self.child.stdin.as_mut().expect("its input is piped");
+        writeln!(input, "{line}").expect("the helper listens");
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the helper lives");
+    }
+
+    /// Waits for its end, which must be a good one.
+    pub(crate) fn end(mut self) {
+        drop(self.child.stdin.take());
+        let status = self.child.wait().expect("its status");
+        assert!(status.success(), "the helper failed: {status}");
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // It has ended already if all is well.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 

@@ -270,6 +270,14 @@ pub(crate) fn nothing_unfinished(file: &Source) -> Vec<String> {
     found
 }
 
+/// A clock that somebody may set fires timers early, late, or all at once.
+pub(crate) fn time_is_monotonic(file: &Source) -> Vec<String> {
+    let wall = ["SystemTime", "UNIX_EPOCH", "CLOCK_REALTIME", "gettimeofday"];
+    let tokens = file.tokens();
+    let found = tokens.iter().filter(|token| wall.contains(&token.text));
+    found.map(|token| file.says(token.line, "use the shard's clock, which is monotonic")).collect()
+}
+
 /// `if let … && …` needs a newer compiler than the oldest supported one.
 pub(crate) fn no_let_chains(file: &Source) -> Vec<String> {
     let tokens = file.tokens();

@@ -48,6 +48,14 @@ fn an_unsafe_block_without_its_reason_is_found() {
 }
 
 #[test]
+fn a_clock_that_can_be_set_is_found() {
+    let check = |text: &str| lines(rules::time_is_monotonic, "src/shard/timer.rs", text);
+    assert_eq!(check("fn f() {\n    std::time::SystemTime::now();\n}\n"), [2]);
+    assert_eq!(check("clock_gettime(libc::CLOCK_REALTIME, &mut now);\n"), [1]);
+    assert_eq!(check("// Not SystemTime.\nfn f() { Instant::now() }\n"), []);
+}
+
+#[test]
 fn a_stray_cfg_is_found() {
     let check = |path, text: &str| lines(rules::cfg_is_local, path, text);
     let linux = "#[cfg(target_os = \"linux\")]\nfn f() {}\n";

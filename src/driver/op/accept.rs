@@ -3,7 +3,7 @@
 
 use super::*;
 use nix::libc;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 /// Accepts from a listening socket.
 #[derive(Debug)]
@@ -15,9 +15,9 @@ pub struct Accept {
 }
 
 impl Accept {
-    fn accepted(result: i32) -> Done {
-        // SAFETY: invariant 1: a non-negative result of an accept is a new descriptor that nobody else owns.
-        Done::Accepted(counted(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) }))
+    fn accepted(&self, result: i32) -> Done {
+        // SAFETY: invariant 1: each completion of this accept is made something of once.
+        Done::Accepted(counted(result).map(|_| unsafe { self.listener.descriptor().accepted(result) }))
     }
 }
 
@@ -39,9 +39,7 @@ impl Kernel for Accept {
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
-        let listener = self.listener.as_raw_fd();
-        let attempt = attempted(|| crate::driver::sys::socket::accept_raw(listener) as isize);
-        match attempt {
+        match attempted(self.listener.descriptor().accept()) {
             Attempt::Done(fd) if fd >= 0 && self.repeat => Attempt::More(fd, None),
             // The connection died in the queue. That says nothing about the listener.
             Attempt::Done(error) if error == -libc::ECONNABORTED => Attempt::More(error, None),
@@ -50,10 +48,10 @@ impl Kernel for Accept {
     }
 
     fn more(&mut self, completion: RawCompletion, _: &Pool) -> Done {
-        Accept::accepted(completion.result)
+        self.accepted(completion.result)
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {
-        Accept::accepted(completion.result)
+        self.accepted(completion.result)
     }
 }

@@ -2,16 +2,17 @@
 #![forbid(unsafe_code)]
 
 use super::*;
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
+use crate::driver::sys::descriptor::Descriptor;
+use std::os::fd::{AsFd, AsRawFd};
 
 /// Closes a descriptor that no other operation uses. Made by [`Driver::close`](crate::driver::Driver::close).
 #[derive(Debug)]
 pub struct Close {
-    fd: Option<OwnedFd>,
+    fd: Option<Descriptor>,
 }
 
 impl Close {
-    pub(crate) fn new(fd: OwnedFd) -> Close {
+    pub(crate) fn new(fd: Descriptor) -> Close {
         Close { fd: Some(fd) }
     }
 }
@@ -23,7 +24,7 @@ impl Kernel for Close {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
-        let fd = self.fd.as_ref().map_or(-1, |fd| fd.as_raw_fd());
+        let fd = self.fd.as_ref().map_or(-1, |fd| fd.as_fd().as_raw_fd());
         io_uring::opcode::Close::new(io_uring::types::Fd(fd)).build()
     }
 
@@ -36,7 +37,7 @@ impl Kernel for Close {
         let untouched = completion.result == -crate::driver::sys::CANCELED;
         if let Some(fd) = self.fd.take().filter(|_| !untouched) {
             // The kernel has closed it, even where it reports an error; the number is no longer ours.
-            let _ = fd.into_raw_fd();
+            fd.was_closed();
         }
         ended(completion)
     }

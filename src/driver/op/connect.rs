@@ -37,24 +37,14 @@ impl Kernel for Connect {
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
-        let socket = socket2::SockRef::from(&self.socket);
+        let socket = self.socket.descriptor();
         if !self.started {
             self.started = true;
-            return match socket.connect(&self.address) {
-                Ok(()) => Attempt::Done(0),
-                Err(error) => match error.raw_os_error() {
-                    Some(libc::EINPROGRESS | libc::EINTR) => Attempt::Blocked,
-                    number => Attempt::Done(-number.unwrap_or(libc::EINVAL)),
-                },
-            };
+            const GOES_ON: [i32; 2] = [-libc::EINPROGRESS, -libc::EINTR];
+            let result = socket.connect(&self.address);
+            return if GOES_ON.contains(&result) { Attempt::Blocked } else { Attempt::Done(result) };
         }
-        if !crate::driver::sys::socket::is_ready(&self.socket, Direction::Write) {
-            return Attempt::Blocked;
-        }
-        match socket.take_error() {
-            Ok(None) => Attempt::Done(0),
-            Ok(Some(error)) | Err(error) => Attempt::Done(-error.raw_os_error().unwrap_or(libc::EINVAL)),
-        }
+        if socket.is_ready(Direction::Write) { Attempt::Done(socket.take_error()) } else { Attempt::Blocked }
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

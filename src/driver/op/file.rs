@@ -8,6 +8,7 @@
 use super::recv::filled;
 use super::*;
 use crate::buf::Payload;
+use crate::driver::sys::descriptor::called;
 use nix::libc;
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -54,24 +55,15 @@ struct Range {
 // terminal completion that this call's end causes; until then the shard does not touch the buffer.
 unsafe impl std::marker::Send for Range {}
 
-fn outcome(mut call: impl FnMut() -> isize) -> i32 {
-    match attempted(&mut call) {
-        Attempt::Done(result) => result,
-        _ => -libc::EAGAIN,
-    }
-}
-
 impl Range {
     fn read(self) -> i32 {
         // SAFETY: invariant 1: see `Send` above; the range is spare capacity of the operation's buffer.
-        outcome(|| unsafe { libc::pread(self.file, self.start.cast(), self.len, self.offset as libc::off_t) })
+        called(|| unsafe { libc::pread(self.file, self.start.cast(), self.len, self.offset as libc::off_t) })
     }
 
     fn write(self) -> i32 {
         // SAFETY: invariant 1: see `Send` above; the range is the operation's payload.
-        outcome(|| unsafe {
-            libc::pwrite(self.file, self.start.cast(), self.len, self.offset as libc::off_t)
-        })
+        called(|| unsafe { libc::pwrite(self.file, self.start.cast(), self.len, self.offset as libc::off_t) })
     }
 }
 
@@ -96,7 +88,9 @@ impl Kernel for ReadAt {
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
-        Attempt::Done(self.range().read())
+        let Range { start, len, .. } = self.range();
+        // SAFETY: invariant 1: the range is spare capacity of the operation's buffer.
+        Attempt::Done(unsafe { self.file.descriptor().read_at(start, len, self.offset) })
     }
 
     fn blocking(&mut self) -> Option<BlockingCall> {
@@ -136,7 +130,7 @@ impl Kernel for WriteAt {
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
-        Attempt::Done(self.range().write())
+        Attempt::Done(self.file.descriptor().write_at(&self.payload, self.offset))
     }
 
     fn blocking(&mut self) -> Option<BlockingCall> {
@@ -150,7 +144,7 @@ impl Kernel for WriteAt {
 }
 
 fn sync(file: RawFd, data_only: bool) -> i32 {
-    outcome(|| {
+    called(|| {
         // SAFETY: invariant 1: the slot keeps the descriptor open until this call has ended.
         let returned = unsafe { if data_only { libc::fdatasync(file) } else { libc::fsync(file) } };
         returned as isize
@@ -170,7 +164,7 @@ impl Kernel for Fsync {
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
-        Attempt::Done(sync(self.file.as_raw_fd(), self.data_only))
+        Attempt::Done(self.file.descriptor().sync(self.data_only))
     }
 
     fn blocking(&mut self) -> Option<BlockingCall> {

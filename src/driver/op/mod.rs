@@ -171,19 +171,8 @@ fn ended(completion: RawCompletion) -> Done {
     Done::Ended(counted(completion.result).map(|_| ()))
 }
 
-/// The attempt for what a non-blocking system call returned; retried when a signal interrupted it.
-fn attempted(mut call: impl FnMut() -> isize) -> Attempt {
-    loop {
-        let returned = call();
-        if returned >= 0 {
-            return Attempt::Done(i32::try_from(returned).unwrap_or(i32::MAX));
-        }
-        match nix::errno::Errno::last_raw() {
-            nix::libc::EINTR => continue,
-            number if number == nix::libc::EAGAIN || number == nix::libc::EWOULDBLOCK => {
-                return Attempt::Blocked;
-            }
-            number => return Attempt::Done(-number),
-        }
-    }
+/// The attempt for the result of a call that does not block.
+fn attempted(result: i32) -> Attempt {
+    const AGAIN: [i32; 2] = [-nix::libc::EAGAIN, -nix::libc::EWOULDBLOCK];
+    if AGAIN.contains(&result) { Attempt::Blocked } else { Attempt::Done(result) }
 }

@@ -28,11 +28,7 @@ impl Kernel for Poll {
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
-        if crate::driver::sys::socket::is_ready(&self.fd, self.direction) {
-            Attempt::Done(0)
-        } else {
-            Attempt::Blocked
-        }
+        if self.fd.descriptor().is_ready(self.direction) { Attempt::Done(0) } else { Attempt::Blocked }
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use nix::libc;
 use std::os::fd::AsRawFd;
 
 /// Receives once from a stream, appending to a buffer that the operation owns meanwhile.
@@ -34,11 +33,8 @@ impl Kernel for Recv {
 
     fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {
         let (start, len) = self.room();
-        let socket = self.socket.as_raw_fd();
         // SAFETY: invariant 1: the range is spare capacity of the buffer that this operation owns.
-        attempted(|| unsafe {
-            libc::recv(socket, start.cast(), len.min(means.bytes_max), libc::MSG_DONTWAIT)
-        })
+        attempted(unsafe { self.socket.descriptor().receive(start, len.min(means.bytes_max)) })
     }
 
     fn finish(mut self, completion: RawCompletion, _: &Pool) -> Done {

@@ -91,9 +91,8 @@ impl Kernel for RecvMsg {
     fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
         let header = self.prepare(scratch, means.bytes_max);
         self.scratch = scratch;
-        let socket = self.socket.as_raw_fd();
         // SAFETY: invariant 1: `prepare` set the header to memory that this operation owns.
-        attempted(|| unsafe { libc::recvmsg(socket, header, libc::MSG_DONTWAIT) })
+        attempted(unsafe { self.socket.descriptor().receive_message(header) })
     }
 
     fn finish(mut self, completion: RawCompletion, _: &Pool) -> Done {
@@ -145,7 +144,7 @@ impl Kernel for RecvMsgMulti {
 
     fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
         let Some(id) = means.pool.take() else { return Attempt::Done(-NO_BUFFERS) };
-        let attempt = attempt_into_buffer(self.socket.as_raw_fd(), scratch, means, id);
+        let attempt = attempt_into_buffer(&self.socket, scratch, means, id);
         match attempt {
             Attempt::Done(bytes) if bytes >= 0 => Attempt::More(bytes, Some(id)),
             other => {
@@ -165,7 +164,7 @@ impl Kernel for RecvMsgMulti {
 }
 
 /// Receives into the buffer as io_uring would: header, address, payload. The result counts all three.
-fn attempt_into_buffer(socket: i32, scratch: *mut Scratch, means: &Means<'_>, id: BufferId) -> Attempt {
+fn attempt_into_buffer(socket: &FdRef, scratch: *mut Scratch, means: &Means<'_>, id: BufferId) -> Attempt {
     let start = means.pool.pointer(id);
     let room = means.pool.buffer_bytes() - PAYLOAD_OFFSET;
     // SAFETY: invariant 1: the scratch is this slot's own; the buffer was just taken, and `Limits` keeps it
@@ -173,7 +172,7 @@ fn attempt_into_buffer(socket: i32, scratch: *mut Scratch, means: &Means<'_>, id
     unsafe {
         (*scratch).vector = libc::iovec { iov_base: start.add(PAYLOAD_OFFSET).cast(), iov_len: room };
         let header = address_header(scratch, NAME_BYTES as libc::socklen_t);
-        let attempt = attempted(|| libc::recvmsg(socket, header, libc::MSG_DONTWAIT));
+        let attempt = attempted(socket.descriptor().receive_message(header));
         let Attempt::Done(bytes) = attempt else { return attempt };
         let Ok(payload) = u32::try_from(bytes) else { return attempt };
         let name_len = ((*header).msg_namelen as usize).min(NAME_BYTES);

@@ -36,10 +36,9 @@ impl Kernel for RecvMulti {
     fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {
         let Some(id) = means.pool.take() else { return Attempt::Done(-NO_BUFFERS) };
         let len = means.pool.buffer_bytes().min(means.bytes_max);
-        let (socket, start) = (self.socket.as_raw_fd(), means.pool.pointer(id));
+        let start = means.pool.pointer(id);
         // SAFETY: invariant 1: the buffer was just taken from the pool and is at least `len` bytes long.
-        let attempt = attempted(|| unsafe { libc::recv(socket, start.cast(), len, libc::MSG_DONTWAIT) });
-        match attempt {
+        match attempted(unsafe { self.socket.descriptor().receive(start.cast(), len) }) {
             Attempt::Done(bytes) if bytes > 0 => Attempt::More(bytes, Some(id)),
             other => {
                 means.pool.untake(id);

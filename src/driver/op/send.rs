@@ -1,5 +1,5 @@
 //! Sending one payload on a stream.
-#![allow(unsafe_code)]
+#![forbid(unsafe_code)]
 
 use super::*;
 use crate::buf::Payload;
@@ -62,16 +62,11 @@ impl Kernel for Send {
     }
 
     fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {
-        let socket = self.socket.as_raw_fd();
         loop {
             let Progress::Bytes(sent) = self.progress else { return Attempt::Blocked };
             let rest = &self.payload[sent..];
             let len = rest.len().min(means.bytes_max);
-            // SAFETY: invariant 1: the range lies in the payload that this operation owns.
-            let attempt = attempted(|| unsafe {
-                libc::send(socket, rest.as_ptr().cast(), len, FLAGS | libc::MSG_DONTWAIT)
-            });
-            match attempt {
+            match attempted(self.socket.descriptor().send(&rest[..len])) {
                 Attempt::Done(bytes) if bytes >= 0 => {
                     let sent = sent + bytes as usize;
                     self.progress = Progress::Bytes(sent);

@@ -70,11 +70,8 @@ impl Kernel for SendMsg {
         let total = self.batch.bytes();
         loop {
             let header = self.prepare(scratch, means.bytes_max);
-            let socket = self.socket.as_raw_fd();
-            let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
             // SAFETY: invariant 1: `prepare` set the header to memory that this operation owns.
-            let attempt = attempted(|| unsafe { libc::sendmsg(socket, header, flags) });
-            match attempt {
+            match attempted(unsafe { self.socket.descriptor().send_message(header) }) {
                 Attempt::Done(bytes) if bytes >= 0 => {
                     self.sent += bytes as usize;
                     if self.sent >= total {

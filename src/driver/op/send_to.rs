@@ -63,12 +63,8 @@ impl Kernel for SendTo {
         send.dest_addr(address).dest_addr_len(len).build()
     }
 
-    fn attempt(&mut self, scratch: *mut Scratch, _: &Means<'_>) -> Attempt {
-        let (socket, (address, len)) = (self.socket.as_raw_fd(), self.address(scratch));
-        let (start, bytes) = (self.payload.as_ptr().cast(), self.payload.len());
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        // SAFETY: invariant 1: the payload is this operation's, the address is in its scratch or null.
-        attempted(|| unsafe { libc::sendto(socket, start, bytes, flags, address, len) })
+    fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
+        attempted(self.socket.descriptor().send_to(&self.payload, self.to))
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

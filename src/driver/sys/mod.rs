@@ -9,8 +9,12 @@
 
 pub(crate) mod blocking;
 pub(crate) mod cpus;
+pub(crate) mod descriptor;
+pub(crate) mod host;
 mod readiness;
 pub(crate) mod script;
+#[cfg(feature = "sim")]
+pub(crate) mod sim;
 pub(crate) mod socket;
 #[cfg(target_os = "linux")]
 mod uring;
@@ -80,6 +84,8 @@ pub(crate) enum Backend {
     Uring(Box<uring::Uring>),
     Readiness(Box<Readiness>),
     Script(Box<ScriptBackend>),
+    #[cfg(feature = "sim")]
+    Sim(Box<sim::SimBackend>),
     /// Nothing: the driver has ended.
     Gone,
 }
@@ -91,6 +97,19 @@ impl Backend {
             let backend = ScriptBackend::new(script.clone(), config)?;
             let report = emulated(BackendKind::Script, format!("scripted with seed {}", script.seed));
             return Ok((Backend::Script(Box::new(backend)), report));
+        }
+        #[cfg(feature = "sim")]
+        if let Some(machine) = config.host.machine() {
+            let mut report = emulated(BackendKind::Simulated, "a host of a simulation".into());
+            // Its kernel tells the release of a payload in a completion of its own, as a ring does.
+            report.capabilities.insert(crate::report::Capability::ZeroCopySend);
+            return Ok((Backend::Sim(Box::new(sim::SimBackend::new(machine, config))), report));
+        }
+        #[cfg(feature = "sim")]
+        if sim::is_running() {
+            let text =
+                "a simulated host has its shards already and cannot make others; see sim::Host::shards";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
         let (choice, asked) = asked_for(config)?;
         match choice {
@@ -138,6 +157,8 @@ impl Backend {
     pub(crate) fn refuses(&mut self) -> bool {
         match self {
             Backend::Script(script) => script.refuses(),
+            #[cfg(feature = "sim")]
+            Backend::Sim(sim) => sim.refuses(),
             _ => false,
         }
     }
@@ -148,6 +169,8 @@ impl Backend {
             Backend::Uring(ring) => ring.wake(),
             Backend::Readiness(readiness) => readiness.wake(),
             Backend::Script(script) => script.wake(),
+            #[cfg(feature = "sim")]
+            Backend::Sim(sim) => sim.wake(),
             Backend::Gone => Wake::flag(Default::default()),
         }
     }
@@ -158,6 +181,8 @@ impl Backend {
             Backend::Uring(ring) => ring.submit(token, slots),
             Backend::Readiness(readiness) => return readiness.submit(token, slots),
             Backend::Script(script) => script.submit(token),
+            #[cfg(feature = "sim")]
+            Backend::Sim(sim) => sim.submit(token),
             Backend::Gone => {}
         }
         Ok(())
@@ -169,6 +194,8 @@ impl Backend {
             Backend::Uring(ring) => ring.cancel(token, slots),
             Backend::Readiness(readiness) => readiness.cancel(token, slots),
             Backend::Script(script) => script.cancel(token),
+            #[cfg(feature = "sim")]
+            Backend::Sim(sim) => sim.cancel(token),
             Backend::Gone => {}
         }
     }
@@ -193,7 +220,31 @@ impl Backend {
             Backend::Uring(ring) => ring.wait(bench, timeout),
             Backend::Readiness(readiness) => readiness.wait(bench, timeout),
             Backend::Script(script) => script.wait(bench, timeout),
+            #[cfg(feature = "sim")]
+            Backend::Sim(sim) => {
+                sim.wait(bench, timeout);
+                Ok(())
+            }
             Backend::Gone => Ok(()),
+        }
+    }
+
+    /// The node of a simulated driver.
+    #[cfg(feature = "sim")]
+    pub(crate) fn node(&self) -> Option<sim::NodeId> {
+        match self {
+            Backend::Sim(sim) => Some(sim.node()),
+            _ => None,
+        }
+    }
+
+    /// See `Driver::insist`. The other backends ask for everything at every wait.
+    pub(crate) fn insist(&mut self) {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.insist(),
+            Backend::Readiness(readiness) => readiness.insist(),
+            _ => {}
         }
     }
 

@@ -229,6 +229,11 @@ impl Readiness {
         Ok(())
     }
 
+    /// The next wait asks the poller, whatever it has already.
+    pub(crate) fn insist(&mut self) {
+        self.skipped_poll = true;
+    }
+
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
         self.events.clear();
         match self.poller.wait(&mut self.events, timeout) {

@@ -224,8 +224,7 @@ impl ScriptBackend {
 
 /// Datagrams are never read or written in parts.
 fn is_datagram(op: &Op) -> bool {
-    let kind = op.waits_for().map(|(fd, _)| socket2::SockRef::from(fd).r#type());
-    matches!(kind, Some(Ok(socket2::Type::DGRAM)))
+    op.waits_for().is_some_and(|(fd, _)| fd.descriptor().is_datagram())
 }
 
 /// The queue an operation stands in: its descriptor and direction.

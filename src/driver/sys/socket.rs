@@ -99,6 +99,16 @@ pub(crate) fn is_ready(fd: &impl AsFd, direction: Direction) -> bool {
     unsafe { libc::poll(&mut poll, 1, 0) > 0 }
 }
 
+/// Which of these sockets have failed, or have ended in both directions.
+pub(crate) fn have_failed(sockets: &[RawFd]) -> Vec<bool> {
+    // Failure and hang-up are told without being asked for.
+    let watch = |socket: &RawFd| libc::pollfd { fd: *socket, events: 0, revents: 0 };
+    let mut polls: Vec<_> = sockets.iter().map(watch).collect();
+    // SAFETY: the list is as long as it says; no waiting.
+    let told = unsafe { libc::poll(polls.as_mut_ptr(), polls.len() as libc::nfds_t, 0) };
+    polls.iter().map(|poll| told > 0 && poll.revents != 0).collect()
+}
+
 /// Makes room for `count` descriptors in the process's table, as far as the limit allows.
 ///
 /// The table doubles as it fills, and in a process with several threads each doubling waits for a grace period of

@@ -10,9 +10,11 @@
 #![allow(unsafe_code)]
 
 mod doorway;
+mod lookout;
 mod setup;
 
 use self::doorway::{Doorway, GETEVENTS, SQ_WAKEUP};
+use self::lookout::Lookout;
 use self::setup::{advise, build, require};
 use super::uring_bufs::BufferRing;
 use super::{BUFFER_GROUP, CANCELED, Refusal, Wake, Workbench};
@@ -44,6 +46,7 @@ const MARK_OWN: u8 = 0xff;
 /// User data of entries that are the backend's own.
 const WAKE: u64 = 1 << 8 | MARK_OWN as u64;
 const CANCEL: u64 = 2 << 8 | MARK_OWN as u64;
+const LOOK: u64 = 3 << 8 | MARK_OWN as u64;
 
 /// The io_uring backend.
 pub(crate) struct Uring {
@@ -63,7 +66,9 @@ pub(crate) struct Uring {
     /// Where the kernel writes the event's counter.
     event_count: Box<u64>,
     wake_armed: bool,
+    lookout: Lookout,
     ending: bool,
+    insisted: bool,
     submission_polling: bool,
     attempts_max: usize,
 }
@@ -133,6 +138,8 @@ impl Uring {
             event: Arc::new(event),
             event_count: Box::new(0),
             wake_armed: false,
+            lookout: Lookout::new(),
+            insisted: false,
             ending: false,
             submission_polling: config.submission_polling.is_some(),
             attempts_max: config.limits.attempts_per_event_max,
@@ -148,6 +155,9 @@ impl Uring {
         let Some(slot) = slots.get_mut(token) else { return };
         let (encoding, mark) = self.encoding(&slot.op);
         slot.mark = mark;
+        if mark == MARK_PLAIN && matches!(slot.op, Op::RecvMulti(_)) {
+            self.lookout.want();
+        }
         let Some((op, scratch)) = slots.parts(token) else { return };
         let entry = op.sqe(scratch, encoding).user_data(token.marked(mark));
         if !self.push(entry) {
@@ -231,21 +241,65 @@ impl Uring {
         self.push(opcode::Read::new(event, count.cast(), size_of::<u64>() as u32).build().user_data(WAKE));
     }
 
+    fn arm_lookout(&mut self) {
+        if self.ending {
+            return;
+        }
+        if let Some(entry) = self.lookout.arm() {
+            self.push(entry.user_data(LOOK));
+        }
+    }
+
+    /// Renews receives that the kernel has forgotten to end.
+    fn look_out(&mut self, bench: &mut Workbench<'_>) {
+        let forgotten = self.lookout.look(bench.slots);
+        if self.ending {
+            return;
+        }
+        for token in forgotten {
+            let mark = bench.slots.get_mut(token).map_or(MARK_PLAIN, |slot| slot.mark);
+            self.push(opcode::AsyncCancel::new(token.marked(mark)).build().user_data(CANCEL));
+        }
+    }
+
     pub(crate) fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Option<Duration>) -> io::Result<()> {
         if let Some(bufs) = &mut self.bufs {
             bufs.publish(bench.pool);
         }
         self.arm_wake();
+        self.arm_lookout();
         self.move_backlog(bench.slots);
         let room = bench.budget.saturating_sub(bench.out.len()).min(self.early.len());
         bench.out.extend(self.early.drain(..room));
         let idle = bench.out.is_empty() && self.backlog.is_empty() && self.ring.completion().is_empty();
         let block = idle && timeout != Some(Duration::ZERO);
         let refused = self.enter(block, timeout)?;
+        let more = std::mem::take(&mut self.insisted) && !self.ring.completion().is_empty();
         self.reap(bench);
+        if more {
+            self.exhaust(bench)?;
+        }
         if refused && bench.out.is_empty() {
             // The kernel wants memory or a flushed completion queue; entries stay published (invariant 2).
             std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
+    }
+
+    /// The next wait brings everything that has arrived, up to its budget.
+    pub(crate) fn insist(&mut self) {
+        self.insisted = true;
+    }
+
+    /// Asks until a call brings nothing: where the kernel defers its work, one call may do only a part of it
+    /// (twenty pieces since Linux 6.13).
+    fn exhaust(&mut self, bench: &mut Workbench<'_>) -> io::Result<()> {
+        while bench.out.len() < bench.budget {
+            self.enter(false, None)?;
+            if self.ring.completion().is_empty() {
+                break;
+            }
+            self.reap(bench);
         }
         Ok(())
     }
@@ -278,7 +332,8 @@ impl Uring {
             let (token, mark) = Token::unmarked(data);
             // What comes after a refused operation may be its own next completion, so it must not overtake.
             in_order |= is_refusal(result);
-            if mark != MARK_PLAIN || in_order {
+            let renewed = result == -CANCELED && self.lookout.has_renewed();
+            if mark != MARK_PLAIN || in_order || renewed {
                 self.special.push((data, result, flags));
             } else {
                 bench.out.push(translate(token, result, flags, bench.pool));
@@ -298,9 +353,11 @@ impl Uring {
         let (token, mark) = Token::unmarked(data);
         match (data, mark) {
             (WAKE, _) => self.wake_armed = false,
+            (LOOK, _) => self.look_out(bench),
             (_, MARK_OWN) => {}
             (_, MARK_SINGLE) => self.on_single(translate(token, result, flags, bench.pool), bench),
             (_, MARK_WAIT) => self.on_ready(token, result, bench),
+            _ if result == -CANCELED && self.lookout.renews(token) => self.repeat(token, bench),
             _ if is_refusal(result) => self.on_refused(translate(token, result, flags, bench.pool), bench),
             _ => bench.out.push(translate(token, result, flags, bench.pool)),
         }
@@ -383,8 +440,11 @@ impl Uring {
             if self.wake_armed {
                 self.push(opcode::AsyncCancel::new(WAKE).build().user_data(CANCEL));
             }
+            if self.lookout.is_armed() {
+                self.push(opcode::AsyncCancel::new(LOOK).build().user_data(CANCEL));
+            }
         }
-        !self.wake_armed && self.backlog.is_empty()
+        !self.wake_armed && !self.lookout.is_armed() && self.backlog.is_empty()
     }
 
     /// Takes the buffers back from the kernel. Nothing may be in flight.

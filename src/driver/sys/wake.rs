@@ -17,6 +17,8 @@ enum Way {
     Event(Arc<nix::sys::eventfd::EventFd>),
     Poller(Arc<Poller>),
     Flag(Arc<AtomicBool>),
+    #[cfg(feature = "sim")]
+    Simulated(super::sim::Machine, super::sim::NodeId),
 }
 
 impl Wake {
@@ -33,6 +35,11 @@ impl Wake {
         Wake(Way::Flag(flag))
     }
 
+    #[cfg(feature = "sim")]
+    pub(crate) fn simulated(machine: super::sim::Machine, node: super::sim::NodeId) -> Wake {
+        Wake(Way::Simulated(machine, node))
+    }
+
     /// Wakes the driver.
     pub fn wake(&self) {
         match &self.0 {
@@ -41,6 +48,8 @@ impl Wake {
             Way::Event(event) => drop(event.write(1)),
             Way::Poller(poller) => drop(poller.notify()),
             Way::Flag(flag) => flag.store(true, Ordering::SeqCst),
+            #[cfg(feature = "sim")]
+            Way::Simulated(machine, node) => machine.wake(*node),
         }
     }
 }

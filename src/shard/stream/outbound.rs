@@ -48,8 +48,7 @@ impl Stream {
         self.outbound_bytes += len;
         engine.outbound_total += len;
         let waits = self.sending.is_some() || !self.outbound.is_empty();
-        let pinned =
-            self.outbound.pooled() >= POOLED_OUTBOUND_MAX || (waits && engine.driver.pool().is_low());
+        let pinned = self.outbound.pooled() >= POOLED_OUTBOUND_MAX || (waits && engine.is_pool_low());
         self.outbound.push(if pinned { payload.detach() } else { payload });
         if self.sending.is_none() {
             self.make_dirty(core.id, engine);
@@ -110,7 +109,7 @@ impl Stream {
     }
 
     fn next_send(&mut self, socket: FdRef, engine: &Engine) -> Op {
-        if self.outbound.len() > 1 {
+        if self.outbound.len() > 1 && !engine.is_rare(Rare::SmallBatch) {
             return SendMsg::new(socket, self.outbound.take_batch()).into();
         }
         let payload = self.outbound.pop().expect("the chain is not empty");
@@ -176,6 +175,9 @@ impl Stream {
             }
             Err(Error::Canceled) if core.is_aborting() => self.fail_outbound(core.id, engine, &Error::Closed),
             Err(error) => self.fail_outbound(core.id, engine, &error),
+        }
+        if std::mem::take(&mut self.end_held) {
+            self.on_fin(core, engine);
         }
         if !self.outbound.is_empty() || matches!(self.shutdown, Shut::Wanted(..)) {
             self.make_dirty(core.id, engine);
