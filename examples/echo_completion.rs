@@ -18,7 +18,7 @@ use std::thread;
 /// What a tag means here.
 const ACCEPT: u64 = 1;
 const RECEIVE: u64 = 2;
-const SEND: u64 = 3;
+const WRITABLE: u64 = 3;
 const CLOSE: u64 = 4;
 const DATAGRAM: u64 = 5;
 const DATAGRAM_SENT: u64 = 6;
@@ -85,8 +85,8 @@ fn on_completion(shard: &Shard, held: &mut Held, completion: Completion) {
         (ACCEPT, Event::Accepted(connection)) => drop(shard.submit_recv(connection, RECEIVE)),
         (RECEIVE, Event::Received(bytes)) => reply(shard, held, connection, bytes.into()),
         (RECEIVE, Event::End) => close(shard, held, connection, Close::Flush),
-        (RECEIVE | SEND, Event::Failed(_)) => close(shard, held, connection, Close::Abort),
-        (SEND, Event::Sent) if !held.is_empty() => {
+        (RECEIVE | WRITABLE, Event::Failed(_)) => close(shard, held, connection, Close::Abort),
+        (WRITABLE, Event::Writable) => {
             if let Some(bytes) = held.remove(&connection) {
                 reply(shard, held, connection, bytes);
             }
@@ -100,10 +100,13 @@ fn on_completion(shard: &Shard, held: &mut Held, completion: Completion) {
 }
 
 fn reply(shard: &Shard, held: &mut Held, connection: EndpointId, bytes: Payload) {
-    match shard.submit_send(connection, bytes, SEND) {
+    match shard.send(connection, bytes) {
         Ok(Ok(())) => drop(shard.submit_recv(connection, RECEIVE)),
         Ok(Err(_)) => close(shard, held, connection, Close::Abort),
-        Err(Full(bytes)) => drop(held.insert(connection, bytes)),
+        Err(Full(bytes)) => {
+            held.insert(connection, bytes);
+            let _ = shard.submit_writable(connection, WRITABLE);
+        }
     }
 }
 

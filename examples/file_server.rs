@@ -1,7 +1,7 @@
 //! Files at offsets: a server of HTTP/1.0 GET for the files of one directory.
 //!
-//! A file is read piece by piece, and the next piece only when there is room for it in the connection's outbound
-//! queue, so a slow client costs a bounded number of bytes. Paths that leave the directory are refused, also through
+//! A file is sent by `send_file`, which reads no more than the connection has room for, so a slow client costs a bounded
+//! number of bytes; one that takes nothing for a while is cut off. Paths that leave the directory are refused, also through
 //! symbolic links. Names are taken as they are; there is no percent-decoding.
 //!
 //! Try it: `cargo run --example file_server -- --root src`, then `curl http://127.0.0.1:7004/lib.rs`. Ctrl-C ends it.
@@ -21,9 +21,9 @@ use std::time::Duration;
 
 /// Bytes of a request at most.
 const REQUEST_MAX: usize = 8 * 1024;
-/// Bytes of one read.
-const PIECE: usize = 64 * 1024;
-/// How long a client may take for its request, and for each piece.
+/// Bytes that a client must take within its time.
+const PIECE: u64 = 256 * 1024;
+/// How long a client may take for its request, and for each piece of a file.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Serves the files of a directory.
@@ -113,15 +113,19 @@ async fn send_file(mut stream: TcpStream, file: File, len: u64) -> io::Result<()
     stream.send(format!("HTTP/1.0 200 OK\r\nContent-Length: {len}\r\n\r\n")).await?;
     let mut offset = 0;
     while offset < len {
-        let piece = file.read_at(offset, PIECE.min((len - offset) as usize)).await?;
-        if piece.is_empty() {
-            // It has become shorter; the client shall see that something is missing.
-            stream.abort();
-            return Err(io::ErrorKind::UnexpectedEof.into());
+        let end = len.min(offset + PIECE);
+        match timeout(PATIENCE, stream.send_file(&file, offset..end)).await {
+            Ok(Ok(_)) => offset = end,
+            // The client takes nothing, or the file has become shorter: it shall see that something is missing.
+            Ok(Err(error)) => {
+                stream.abort();
+                return Err(error.into());
+            }
+            Err(late) => {
+                stream.abort();
+                return Err(late);
+            }
         }
-        offset += piece.len() as u64;
-        // Above the bound of the outbound queue this waits until the client has taken something.
-        timeout(PATIENCE, stream.send(piece)).await??;
     }
     stream.close().await
 }

@@ -25,11 +25,7 @@ struct Flags {
 
 fn main() -> io::Result<()> {
     let flags = Flags::parse();
-    // A buffer holds the longest datagram and its sender's address.
-    let config = Config::new().backend(flags.backend).with_limits(|limits| {
-        limits.buffers = 256;
-        limits.buffer_bytes = 64 * 1024 + 64;
-    });
+    let config = Config::new().backend(flags.backend);
     Shard::new(config)?.block_on(until_asked_to_end(serve(flags.addr)))
 }
 

@@ -43,5 +43,5 @@ async fn serve(listener: UnixListener, path: &Path) -> io::Result<()> {
 async fn echo(stream: UnixStream) -> io::Result<u64> {
     let (mut from, mut to) = stream.into_split();
     // Dropping the halves afterwards sends what is queued and closes.
-    copy(&mut from, &mut to).await
+    Ok(copy(&mut from, &mut to).await?)
 }

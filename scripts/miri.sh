@@ -54,7 +54,7 @@ cargo +nightly miri setup || not_run "Miri's standard library cannot be built wi
 
 # Property tests read the clock and their folder.
 export MIRIFLAGS=${MIRIFLAGS:--Zmiri-disable-isolation}
-export PROPTEST_CASES=${PROPTEST_CASES:-8}
+export PROPTEST_CASES=${PROPTEST_CASES:-3}
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 cargo +nightly miri test --target-dir "$build" --lib -- "$@" 2>&1 | tee "$log"

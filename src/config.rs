@@ -3,7 +3,9 @@
 //! Every bound of the crate is a field of [`Limits`]; no other file holds a number that limits anything.
 #![forbid(unsafe_code)]
 
+use crate::buf::BUFFERS_MAX;
 use crate::driver::Host;
+use crate::driver::sys::cpus;
 use crate::driver::sys::script::Script;
 use crate::report::{Capabilities, Capability};
 use std::fmt;
@@ -50,6 +52,47 @@ impl FromStr for Backend {
     }
 }
 
+/// Whether a shard watches for news before it sleeps; see [`Config::spin`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub enum Spin {
+    /// Up to 50 us where the shard has a processor to itself as far as can be seen, else not at all. It is taken to
+    /// share one if the machine has only one, if a cgroup quota grants the process less time than the machine has,
+    /// if its [`Runtime`](crate::Runtime) has more shards than the process may use processors, or if its
+    /// [`Pinning`](crate::Pinning) puts another shard on the same one. Other threads and processes are not looked
+    /// at; what they take from a spin shows as a spin that found nothing.
+    #[default]
+    Auto,
+    /// Sleep at once.
+    Off,
+    /// Up to this long, at most 50 us, whoever else may want the processor.
+    UpTo(Duration),
+}
+
+impl Spin {
+    /// The longest spin there is.
+    pub const MAX: Duration = Duration::from_micros(50);
+
+    pub(crate) fn bound(self) -> Duration {
+        match self {
+            Spin::Auto if cpus::are_shared() => Duration::ZERO,
+            Spin::Auto => Spin::MAX,
+            Spin::Off => Duration::ZERO,
+            Spin::UpTo(bound) => bound,
+        }
+    }
+
+    /// Refuses what is no spin any more.
+    pub(crate) fn check(self) -> Result<(), String> {
+        match self {
+            Spin::UpTo(bound) if bound > Spin::MAX => {
+                Err(format!("Config::spin is {bound:?}, at most {:?} are possible", Spin::MAX))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Every bound of a shard. All are on by default; counts and bytes are per shard unless the name or the text
 /// says otherwise.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -59,10 +102,18 @@ pub struct Limits {
     pub operations_max: usize,
     /// Sockets, files and other endpoints open at once.
     pub endpoints_max: usize,
-    /// Buffers of the receive pool, at most 32 768.
+    /// Buffers of the pool that streams receive into, at most 32 768. Their memory is taken from the system when it
+    /// is first used.
     pub buffers: usize,
-    /// Bytes of one receive buffer; the largest datagram that arrives whole is a little smaller.
+    /// Bytes of one of these buffers, 512 to 16 Mi. A receive takes as much of a buffer as it brings, and the next
+    /// one goes on behind it; a buffer is used anew when all of its pieces have been dropped. Where io_uring cannot
+    /// do that (before Linux 6.12) each buffer is cut into pieces of at most 16 KiB, of which a receive takes one.
     pub buffer_bytes: usize,
+    /// Buffers of the pool for datagrams, at most 32 768. It is made when a shard opens its first datagram socket.
+    pub datagram_buffers: usize,
+    /// Bytes of one buffer for datagrams, 512 to 16 Mi; a longer datagram is cut. The default takes the longest there is, and a
+    /// page more, so that buffers do not compete for the same lines of a cache.
+    pub datagram_buffer_bytes: usize,
     /// Received bytes that wait for the program, per connection. Above, the receive is disarmed; below a
     /// quarter it is armed again. What the kernel had already delivered is kept, so the bound can be passed by
     /// what one turn brings.
@@ -96,6 +147,13 @@ pub struct Limits {
     pub close_flush_ms: u64,
     /// Longest pause of a listener after the process ran out of descriptors, in milliseconds.
     pub accept_pause_max_ms: u64,
+    /// Pipes of relays that may hold bytes at once, two descriptors each; a relay that finds none goes on by receiving
+    /// and sending.
+    pub pipes_max: usize,
+    /// Pipes that are kept for the next relay.
+    pub pipes_idle_max: usize,
+    /// Bytes that a pipe holds; the system rounds it up, and may give less.
+    pub pipe_bytes: usize,
     /// Threads of the pool for work that blocks.
     pub blocking_threads_max: usize,
     /// Jobs that wait for such a thread.
@@ -107,8 +165,10 @@ impl Default for Limits {
         Limits {
             operations_max: 65_536,
             endpoints_max: 65_536,
-            buffers: 1024,
-            buffer_bytes: 16 * 1024,
+            buffers: 64,
+            buffer_bytes: 256 * 1024,
+            datagram_buffers: 256,
+            datagram_buffer_bytes: 68 * 1024,
             inbound_bytes_max: 512 * 1024,
             inbound_bytes_total_max: 64 * 1024 * 1024,
             outbound_bytes_max: 512 * 1024,
@@ -123,6 +183,9 @@ impl Default for Limits {
             drain_ms: 2_000,
             close_flush_ms: 10_000,
             accept_pause_max_ms: 500,
+            pipes_max: 128,
+            pipes_idle_max: 16,
+            pipe_bytes: 256 * 1024,
             blocking_threads_max: 8,
             blocking_queue_max: 1024,
         }
@@ -137,12 +200,15 @@ impl Limits {
             ("endpoints_max", self.endpoints_max),
             ("buffers", self.buffers),
             ("buffer_bytes", self.buffer_bytes),
+            ("datagram_buffers", self.datagram_buffers),
+            ("datagram_buffer_bytes", self.datagram_buffer_bytes),
             ("inbound_bytes_max", self.inbound_bytes_max),
             ("accept_queue_max", self.accept_queue_max),
             ("mailbox_max", self.mailbox_max),
             ("completions_per_turn_max", self.completions_per_turn_max),
             ("polls_per_turn_max", self.polls_per_turn_max),
             ("attempts_per_event_max", self.attempts_per_event_max),
+            ("datagram_buffers", self.datagram_buffers),
             ("datagrams_inbound_max", self.datagrams_inbound_max),
             ("datagrams_outbound_max", self.datagrams_outbound_max),
             ("blocking_threads_max", self.blocking_threads_max),
@@ -151,20 +217,29 @@ impl Limits {
         if let Some((name, _)) = positive.iter().find(|(_, value)| *value == 0) {
             return Err(format!("Limits::{name} must be at least 1"));
         }
-        if self.buffers > crate::buf::BUFFERS_MAX {
-            return Err(format!(
-                "Limits::buffers is {}, at most {} are possible",
-                self.buffers,
-                crate::buf::BUFFERS_MAX
-            ));
+        for (name, count) in [("buffers", self.buffers), ("datagram_buffers", self.datagram_buffers)] {
+            if count > BUFFERS_MAX {
+                return Err(format!("Limits::{name} is {count}, at most {BUFFERS_MAX} are possible"));
+            }
         }
         if self.operations_max > crate::driver::OPERATIONS_MAX {
             return Err(format!("Limits::operations_max is above {}", crate::driver::OPERATIONS_MAX));
         }
-        if self.buffer_bytes < 512 || self.buffer_bytes > 1 << 24 {
-            return Err("Limits::buffer_bytes must lie between 512 bytes and 16 MiB".into());
+        let sizes =
+            [("buffer_bytes", self.buffer_bytes), ("datagram_buffer_bytes", self.datagram_buffer_bytes)];
+        for (name, bytes) in sizes {
+            if !(512..=1 << 24).contains(&bytes) {
+                return Err(format!("Limits::{name} must lie between 512 bytes and 16 MiB"));
+            }
         }
         Ok(())
+    }
+
+    /// How many buffers of how many bytes streams have where a receive takes a whole one.
+    pub(crate) fn cut_buffers(&self) -> (usize, usize) {
+        const BYTES_MAX: usize = 16 * 1024;
+        let each = self.buffer_bytes.div_ceil(BYTES_MAX).min(BUFFERS_MAX / self.buffers);
+        (self.buffers * each, self.buffer_bytes / each)
     }
 }
 
@@ -207,8 +282,23 @@ pub struct Config {
     /// A kernel thread polls the submission ring and sleeps after this long without work. Off unless asked for:
     /// it takes a core.
     pub submission_polling: Option<Duration>,
-    /// Sends of at least this many bytes leave without a copy. Off unless asked for; it never pays on loopback.
+    /// Sends of at least this many bytes leave without a copy, on connections where it can save one: not to a peer on
+    /// this machine (a loopback address, the own one, a Unix socket), and no more on one of which the kernel has said
+    /// that it copied all the same (see [`Counters::zero_copy_copied`](crate::Counters::zero_copy_copied)).
+    ///
+    /// Off unless asked for: whether it saves anything depends on the network device, and where it does not, a send costs
+    /// more by pinning pages and by a second completion. Where it does, 32 KiB is a good value to begin with: below
+    /// about 10 KiB the copy is cheaper than that on every device.
     pub zero_copy_bytes_min: Option<usize>,
+    /// Whether the shard watches for completions, messages and wakes for some microseconds before it sleeps, because
+    /// sleeping and being woken costs more than that: one client that asks and waits is answered several times as
+    /// fast, and whoever sends to the shard meanwhile makes no system call. It costs processor time that others could
+    /// have: at most the bound per sleep, and only while it finds something in two spins of three; after that one
+    /// sleep in 64 tries again, so an idle shard practically sleeps. A shard with much to do never spins. Turn it off
+    /// where the processor is shared or time is billed; ask for it with [`Spin::UpTo`] where a quota turned it off
+    /// though there is time to spare. No spin passes a deadline, and simulations have none.
+    /// `Counters::spins` and `Counters::spins_won` tell what it brought.
+    pub spin: Spin,
     /// Overwrite each receive buffer with zeros when it comes home.
     pub zero_on_return: bool,
     /// The bounds.
@@ -262,6 +352,12 @@ impl Config {
         self
     }
 
+    /// Sets [`spin`](Self::spin).
+    pub fn spin(mut self, spin: Spin) -> Config {
+        self.spin = spin;
+        self
+    }
+
     /// Acts as if the kernel lacked `capability`, so that its emulation is used. For tests, and for kernels on
     /// which a feature is known to be broken. May be called for several.
     pub fn without(mut self, capability: Capability) -> Config {
@@ -289,6 +385,7 @@ impl fmt::Debug for Config {
         f.debug_struct("Config")
             .field("backend", &self.backend)
             .field("ring_entries", &self.ring_entries)
+            .field("spin", &self.spin)
             .field("without", &self.without)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
@@ -313,5 +410,15 @@ mod tests {
         assert!(limits.check().unwrap_err().contains("buffers"));
         let limits = Limits { buffers: 40_000, ..Limits::default() };
         assert!(limits.check().unwrap_err().contains("32768"));
+    }
+
+    #[test]
+    fn buffers_are_cut_into_at_most_as_many_pieces_as_can_be_named() {
+        let cut = |buffers, buffer_bytes| Limits { buffers, buffer_bytes, ..Limits::default() }.cut_buffers();
+        assert_eq!(cut(64, 256 * 1024), (1024, 16 * 1024));
+        assert_eq!(cut(64, 16 * 1024 + 1), (128, 8 * 1024));
+        assert_eq!(cut(3, 512), (3, 512));
+        assert_eq!(cut(10_000, 1 << 20), (30_000, (1 << 20) / 3));
+        assert_eq!(cut(32_768, 1 << 24), (32_768, 1 << 24));
     }
 }

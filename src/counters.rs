@@ -22,6 +22,10 @@ pub struct Counters {
     pub starved: u64,
     /// Times the loop went to sleep.
     pub parks: u64,
+    /// Times the loop watched for news before it would have gone to sleep; see [`Config::spin`](crate::Config::spin).
+    pub spins: u64,
+    /// Spins that found something, so that no sleep was needed.
+    pub spins_won: u64,
     /// System calls made to wake another shard.
     pub wakes: u64,
     /// Turns of the loop.
@@ -40,10 +44,21 @@ pub struct Counters {
     pub bytes_out: u64,
     /// Datagrams that were cut because they exceed a receive buffer.
     pub truncated: u64,
-    /// Receive buffers lent.
+    /// Pieces of receive buffers lent: one for each receive that brought something, and one for each
+    /// [`split`](crate::Lease::split_to).
     pub buffers_lent: u64,
-    /// Receive buffers returned.
+    /// Pieces of receive buffers returned.
     pub buffers_returned: u64,
+    /// Bytes passed on by splices; also counted as received and sent.
+    pub bytes_spliced: u64,
+    /// Pipes opened for relays.
+    pub pipes_opened: u64,
+    /// Pipes lent to relays that had bytes to pass on.
+    pub pipes_lent: u64,
+    /// Pipes that came back.
+    pub pipes_returned: u64,
+    /// Zero-copy sends of which the kernel said that it copied all the same.
+    pub zero_copy_copied: u64,
     /// Descriptors taken under the shard's care.
     pub descriptors_opened: u64,
     /// Descriptors closed or given away.
@@ -52,6 +67,8 @@ pub struct Counters {
     pub opens: u64,
     /// Endpoints closed.
     pub closes: u64,
+    /// Messages that broadcasts dropped, because a member was too slow; one for each member that lost it.
+    pub messages_dropped: u64,
     /// Tasks, messages, wakers, hooks and destructors of payloads that panicked; the panic was contained.
     pub panics: u64,
 }
@@ -66,6 +83,8 @@ impl Counters {
         self.canceled += other.canceled;
         self.starved += other.starved;
         self.parks += other.parks;
+        self.spins += other.spins;
+        self.spins_won += other.spins_won;
         self.wakes += other.wakes;
         self.turns += other.turns;
         self.accepts += other.accepts;
@@ -77,10 +96,16 @@ impl Counters {
         self.truncated += other.truncated;
         self.buffers_lent += other.buffers_lent;
         self.buffers_returned += other.buffers_returned;
+        self.bytes_spliced += other.bytes_spliced;
+        self.pipes_opened += other.pipes_opened;
+        self.pipes_lent += other.pipes_lent;
+        self.pipes_returned += other.pipes_returned;
+        self.zero_copy_copied += other.zero_copy_copied;
         self.descriptors_opened += other.descriptors_opened;
         self.descriptors_closed += other.descriptors_closed;
         self.opens += other.opens;
         self.closes += other.closes;
+        self.messages_dropped += other.messages_dropped;
         self.panics += other.panics;
     }
 
@@ -93,6 +118,7 @@ impl Counters {
         let pairs = [
             ("operations submitted and completed", self.submitted, self.completed),
             ("buffers lent and returned", self.buffers_lent, self.buffers_returned),
+            ("pipes lent and returned", self.pipes_lent, self.pipes_returned),
             ("descriptors opened and closed", self.descriptors_opened, self.descriptors_closed),
             ("endpoints opened and closed", self.opens, self.closes),
         ];

@@ -13,29 +13,35 @@ mod shard;
 pub mod sim;
 mod sync;
 
+pub use api::broadcast::Broadcast;
 pub use api::offload::offload;
 pub use api::task::{
     JoinError, JoinHandle, RemoteHandle, block_on, counters, current, random, report, spawn, yield_now,
 };
 pub use buf::{Lease, Payload};
-pub use config::{Backend, Config, Limits, Warning};
+pub use config::{Backend, Config, Limits, Spin, Warning};
 pub use counters::Counters;
 #[doc(hidden)]
 pub use driver::sys::script::Script;
 pub use error::{Error, Full};
 pub use report::{BackendKind, BackendReport, Capabilities, Capability};
 pub use shard::{
-    Builder, Close, Completion, Context, Distribution, EndpointId, Event, PanicPolicy, Pinning, Remote,
-    Runtime, Shard, ShardEnd, Undelivered,
+    Builder, Close, Completion, Context, Delivered, Departed, Departure, Distribution, EndpointId, Event,
+    PanicPolicy, Pinning, Remote, Runtime, Shard, ShardEnd, Slow, Undelivered,
 };
 
 /// Sockets.
 pub mod net {
     pub use crate::api::dns::resolve;
-    pub use crate::api::tcp::{OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, ToAddresses, copy};
-    pub use crate::api::udp::UdpSocket;
+    pub use crate::api::relay::{
+        RelayBy, RelayError, RelaySide, Sink, Source, copy, copy_bidirectional, copy_bidirectional_by,
+        copy_by,
+    };
+    pub use crate::api::send_file::SendFileError;
+    pub use crate::api::tcp::{OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, ToAddresses};
+    pub use crate::api::udp::{SendOptions, UdpSocket};
     pub use crate::api::unix::{UnixListener, UnixStream};
-    pub use crate::driver::completion::Datagram;
+    pub use crate::driver::datagram::{Datagram, Ecn, InvalidDatagram, LocalAddress, Segments};
 }
 
 /// Files.
@@ -46,7 +52,8 @@ pub mod fs {
 /// Time.
 pub mod time {
     pub use crate::api::time::{
-        Interval, MissedTicks, Sleep, interval, now, sleep, sleep_until, timeout, timeout_at, wall,
+        Interval, Limited, MissedTicks, Sleep, TimeLimit, Timeout, interval, now, sleep, sleep_until,
+        timeout, timeout_at, wall,
     };
 }
 

@@ -22,6 +22,8 @@ pub enum Capability {
     RegisteredRing,
     /// The kernel picks receive buffers from a ring shared with it (Linux 5.19).
     BufferRing,
+    /// The kernel fills a buffer of that ring piece by piece instead of one for each receive (Linux 6.12).
+    IncrementalBuffers,
     /// One accept for many connections (Linux 5.19).
     MultishotAccept,
     /// One receive for many messages of a stream (Linux 6.0).
@@ -32,11 +34,13 @@ pub enum Capability {
     ZeroCopySend,
     /// Datagrams to an address without a message header (after Linux 6.0).
     AddressedSend,
+    /// One send for several datagrams of one size (Linux 4.18).
+    SegmentedSend,
 }
 
 impl Capability {
     /// All of them, in order.
-    pub const ALL: [Capability; 12] = [
+    pub const ALL: [Capability; 14] = [
         Capability::SingleIssuer,
         Capability::DeferTaskrun,
         Capability::CoopTaskrun,
@@ -44,11 +48,13 @@ impl Capability {
         Capability::SubmitAll,
         Capability::RegisteredRing,
         Capability::BufferRing,
+        Capability::IncrementalBuffers,
         Capability::MultishotAccept,
         Capability::MultishotReceive,
         Capability::MultishotReceiveMessage,
         Capability::ZeroCopySend,
         Capability::AddressedSend,
+        Capability::SegmentedSend,
     ];
 
     /// Its name in reports.
@@ -61,11 +67,13 @@ impl Capability {
             Capability::SubmitAll => "submit-all",
             Capability::RegisteredRing => "registered-ring",
             Capability::BufferRing => "buffer-ring",
+            Capability::IncrementalBuffers => "incremental-buffers",
             Capability::MultishotAccept => "multishot-accept",
             Capability::MultishotReceive => "multishot-receive",
             Capability::MultishotReceiveMessage => "multishot-receive-message",
             Capability::ZeroCopySend => "zero-copy-send",
             Capability::AddressedSend => "addressed-send",
+            Capability::SegmentedSend => "segmented-send",
         }
     }
 }

@@ -5,7 +5,7 @@ mod common;
 
 use anabranch::{Close, Error, Event, Shard};
 use common::net::{Driven, anywhere, on_typical_backends, pattern, reset, std_pair};
-use common::{on_every_backend, peer};
+use common::{on, on_every_backend, peer, real_backends};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
@@ -82,6 +82,30 @@ fn sends_are_told_in_their_order_once_all_bytes_are_with_the_kernel() {
         let mut all = Vec::new();
         (&theirs).read_to_end(&mut all).unwrap();
         assert_eq!(all.len(), (0..50).map(|tag| 1 + (tag * 37) % 700).sum::<usize>());
+        driven.finish();
+    });
+}
+
+#[test]
+fn payloads_leave_in_one_send_up_to_64_pieces_of_which_small_neighbours_make_one() {
+    on(real_backends(), |config| {
+        let mut driven = Driven::new(config);
+        let (id, mut theirs) = driven.with_peer();
+        driven.idle(Duration::from_millis(5));
+        for (payloads, len, sends) in [(200_u64, 100, 1), (64, 257, 1), (66, 257, 2), (200, 256, 1)] {
+            let (before, mut expected) = (driven.shard.counters(), Vec::new());
+            for number in 0..payloads {
+                let payload = vec![number as u8; len];
+                expected.extend_from_slice(&payload);
+                assert!(matches!(driven.shard.submit_send(id, payload, number), Ok(Ok(()))));
+            }
+            let mut got = vec![0; expected.len()];
+            driven.until(|events| events.len() == payloads as usize);
+            driven.events.clear();
+            theirs.read_exact(&mut got).unwrap();
+            assert_eq!(got, expected);
+            assert_eq!(driven.shard.counters().submitted - before.submitted, sends, "{payloads} of {len}");
+        }
         driven.finish();
     });
 }

@@ -86,13 +86,15 @@ fn a_masked_capability_is_reported_as_emulated() {
 #[test]
 fn impossible_limits_are_refused_by_name() {
     type Change = fn(&mut Limits);
-    let changes: [(&str, Change); 9] = [
+    let changes: [(&str, Change); 11] = [
         ("operations_max", |limits| limits.operations_max = 0),
         ("operations_max", |limits| limits.operations_max = usize::MAX),
         ("endpoints_max", |limits| limits.endpoints_max = 0),
         ("buffers", |limits| limits.buffers = 0),
         ("buffers", |limits| limits.buffers = 100_000),
         ("buffer_bytes", |limits| limits.buffer_bytes = 1),
+        ("datagram_buffers", |limits| limits.datagram_buffers = 100_000),
+        ("datagram_buffer_bytes", |limits| limits.datagram_buffer_bytes = 1),
         ("inbound_bytes_max", |limits| limits.inbound_bytes_max = 0),
         ("mailbox_max", |limits| limits.mailbox_max = 0),
         ("accept_queue_max", |limits| limits.accept_queue_max = 0),

@@ -19,6 +19,8 @@ mod ownership;
 mod receive;
 #[path = "driver_contract/rig.rs"]
 mod rig;
+#[path = "driver_contract/splice.rs"]
+mod splice;
 #[path = "driver_contract/streams.rs"]
 mod streams;
 #[path = "driver_contract/waiting.rs"]

@@ -243,6 +243,54 @@ fn hear(from: &mut impl BufRead, text: &str) -> bool {
     std::iter::repeat_with(|| line(from)).take_while(|line| !line.is_empty()).any(|line| line.contains(text))
 }
 
+#[test]
+fn fanout_gives_every_message_to_every_subscriber_on_both_surfaces() {
+    for backend in backends() {
+        for surface in ["async", "completion"] {
+            let flags = [
+                "--addr",
+                "127.0.0.1:0",
+                "--backend",
+                backend,
+                "--surface",
+                surface,
+                "--size",
+                "8",
+                "--each",
+            ];
+            let example = Example::start("fanout", &flags);
+            let mut subscribers: Vec<_> = (0..5).map(|_| example.connect()).collect();
+            subscribers.iter_mut().for_each(|one| one.write_all(b"SUB\n").expect("it is read"));
+            let mut publisher = example.connect();
+            publisher.write_all(b"PUB\n").expect("it is read");
+            // Nobody is told when a subscription has begun, so the first message goes until everybody has it.
+            let mut first = [0; 8];
+            for one in &mut subscribers {
+                one.set_read_timeout(Some(Duration::from_millis(20))).expect("a time-out");
+                while one.read_exact(&mut first).is_err() {
+                    publisher.write_all(b"message0").expect("it is read");
+                }
+                assert_eq!(&first, b"message0");
+                one.set_read_timeout(Some(PATIENCE)).expect("a time-out");
+            }
+            publisher.write_all(b"message1message2last").expect("it is read");
+            publisher.write_all(b"one!").expect("it is read");
+            for one in &mut subscribers {
+                let mut rest = Vec::new();
+                while !rest.ends_with(b"lastone!") {
+                    let mut message = [0; 8];
+                    one.read_exact(&mut message).expect("a message");
+                    rest.extend_from_slice(&message);
+                }
+                let begin = rest.len() - 24;
+                assert_eq!(&rest[begin..], b"message1message2lastone!");
+                assert!(rest[..begin].chunks(8).all(|message| message == b"message0"));
+            }
+            example.end(Signal::SIGTERM);
+        }
+    }
+}
+
 /// Joins the chat; also gives the lines that come from it, after the greeting.
 fn join_chat(example: &Example) -> (TcpStream, BufReader<TcpStream>) {
     let stream = example.connect();
@@ -385,6 +433,40 @@ fn file_server_holds_little_of_a_file_for_a_client_that_does_not_read() {
         drop(stream);
         example.end(Signal::SIGTERM);
     }
+}
+
+#[test]
+fn relay_passes_bytes_on_in_every_way_and_tells_how_many() {
+    for backend in backends() {
+        for how in ["auto", "ring", "splice"] {
+            let echo = Example::start("echo", &["--addr", "127.0.0.1:0", "--backend", backend]);
+            let flags =
+                ["--listen", "127.0.0.1:0", "--to", &echo.address, "--how", how, "--backend", backend];
+            let relay = Example::start("relay", &flags);
+            exchange_tcp(relay.connect());
+            relay.signal(Signal::SIGUSR1);
+            relay.line_with("bytes relayed");
+            let open = relay.connect();
+            relay.signal(Signal::SIGTERM);
+            let line = relay.line_with("bytes relayed");
+            // By itself it splices when large pieces come in a row, which the system decides.
+            let spliced = !line.contains(" 0 of them spliced");
+            assert!(how == "auto" || spliced == (how == "splice"), "{how}: {line}");
+            drop(open);
+            relay.end(Signal::SIGTERM);
+            echo.end(Signal::SIGINT);
+        }
+    }
+}
+
+#[test]
+fn relay_resets_a_client_whose_server_is_not_there() {
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+    let nobody = free.expect("a free port").to_string();
+    let relay = Example::start("relay", &["--listen", "127.0.0.1:0", "--to", &nobody]);
+    let error = relay.connect().read(&mut [0; 1]).expect_err("there is nobody to relay to");
+    assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+    relay.end(Signal::SIGINT);
 }
 
 #[test]

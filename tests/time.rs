@@ -3,7 +3,7 @@
 
 mod common;
 
-use anabranch::time::{MissedTicks, interval, sleep, sleep_until, timeout, timeout_at};
+use anabranch::time::{MissedTicks, TimeLimit, interval, sleep, sleep_until, timeout, timeout_at};
 use anabranch::{Shard, spawn};
 use common::net::{check, on_typical_backends};
 use common::{on_every_backend, peer};
@@ -175,10 +175,10 @@ fn an_interval_that_was_missed_skips_or_catches_up() {
 fn a_tick_that_was_not_taken_is_not_lost() {
     on_typical_backends(|config| {
         check(config, async {
-            let mut ticks = interval(Duration::from_millis(10));
+            let mut ticks = interval(Duration::from_millis(300));
             let first = ticks.tick().await;
             assert!(timeout(Duration::from_millis(1), ticks.tick()).await.is_err());
-            assert_eq!(ticks.tick().await, first + Duration::from_millis(10));
+            assert_eq!(ticks.tick().await, first + Duration::from_millis(300));
             let mut far = interval(Duration::MAX);
             far.tick().await;
             assert!(timeout(Duration::from_millis(5), far.tick()).await.is_err());
@@ -194,4 +194,68 @@ fn a_sleep_outside_of_a_shard_says_what_is_missing() {
     let mut slept = pin!(sleep(Duration::from_secs(1)));
     let mut context = std::task::Context::from_waker(std::task::Waker::noop());
     let _ = std::future::Future::poll(slept.as_mut(), &mut context);
+}
+
+#[test]
+fn a_time_limit_holds_for_each_wait_anew() {
+    on_typical_backends(|config| {
+        check(config, async {
+            let limit = Duration::from_millis(40);
+            let mut idle = TimeLimit::new(limit);
+            // All of them together take longer than the limit, so the timer of the first comes due in between.
+            for _ in 0..6 {
+                idle.run(sleep(Duration::from_millis(15))).await.expect("the wait was within the limit");
+            }
+            for _ in 0..2 {
+                let start = peer::now();
+                let error = idle.run(pending::<()>()).await.expect_err("nothing came");
+                assert_eq!(error.kind(), ErrorKind::TimedOut);
+                assert!(peer::now() - start >= limit, "early: {:?}", peer::now() - start);
+                idle.run(async {}).await.expect("it can be used again");
+            }
+        });
+    });
+}
+
+#[test]
+fn a_time_limit_that_came_due_between_two_waits_holds_for_the_next() {
+    on_typical_backends(|config| {
+        check(config, async {
+            let mut idle = TimeLimit::new(Duration::from_millis(10));
+            idle.run(sleep(Duration::from_millis(1))).await.unwrap();
+            sleep(Duration::from_millis(30)).await;
+            idle.run(sleep(Duration::from_millis(1))).await.expect("the time before does not count");
+            assert!(idle.run(pending::<()>()).await.is_err());
+        });
+    });
+}
+
+#[test]
+fn a_time_limit_wakes_the_task_it_was_moved_to() {
+    on_typical_backends(|config| {
+        check(config, async {
+            let mut idle = TimeLimit::new(Duration::from_millis(20));
+            idle.run(sleep(Duration::from_millis(1))).await.unwrap();
+            let moved = spawn(async move {
+                let ended = idle.run(pending::<()>()).await;
+                (idle, ended.is_err())
+            });
+            let (mut idle, ended) = moved.await.unwrap();
+            assert!(ended);
+            assert!(idle.run(pending::<()>()).await.is_err());
+        });
+    });
+}
+
+#[test]
+fn a_limit_of_nothing_still_lets_through_what_is_ready() {
+    on_typical_backends(|config| {
+        check(config, async {
+            let mut limit = TimeLimit::new(Duration::ZERO);
+            assert_eq!(limit.run(async { 5 }).await.unwrap(), 5);
+            assert!(limit.run(pending::<()>()).await.is_err());
+            let mut longest = TimeLimit::new(Duration::MAX);
+            longest.run(sleep(Duration::from_millis(1))).await.expect("a limit beyond all time");
+        });
+    });
 }

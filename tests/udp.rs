@@ -55,7 +55,7 @@ fn an_empty_datagram_is_a_datagram() {
 #[test]
 fn a_datagram_longer_than_a_buffer_is_cut_and_says_so() {
     on_every_backend(|config| {
-        let config = config.with_limits(|limits| limits.buffer_bytes = 1024);
+        let config = config.with_limits(|limits| limits.datagram_buffer_bytes = 1024);
         let ((), counters) = counted(config, async {
             let (ours, theirs) = (socket().await, socket().await);
             let to = theirs.local_addr().unwrap();

@@ -22,8 +22,8 @@ pub(crate) struct Flags {
     /// Protocol.
     #[arg(long, default_value = "tcp", value_parser = ["tcp", "udp"])]
     pub(crate) proto: String,
-    /// Bytes of one receive buffer.
-    #[arg(long, default_value_t = 16384, value_parser = clap::value_parser!(u64).range(512..=1 << 24))]
+    /// Bytes of one receive buffer for datagrams.
+    #[arg(long, default_value_t = 16384, value_parser = clap::value_parser!(u64).range(512..=1 << 23))]
     pub(crate) size: u64,
     /// Shards; one thread each.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
@@ -47,11 +47,8 @@ impl Flags {
 
     /// The configuration of a shard.
     pub(crate) fn config(&self) -> Config {
-        // A datagram shares its buffer with its sender's address.
-        let extra = if self.proto == "udp" { 64 } else { 0 };
-        Config::new()
-            .backend(self.backend)
-            .with_limits(|limits| limits.buffer_bytes = self.size as usize + extra)
+        let bytes = self.size as usize;
+        Config::new().backend(self.backend).with_limits(|limits| limits.datagram_buffer_bytes = bytes)
     }
 }
 

@@ -6,12 +6,13 @@
 
 use super::tcp::{inet, listen};
 use super::time::far;
-use super::udp::{check_length, socket};
+use super::udp::{SendOptions, ask, socket};
 use crate::buf::Payload;
 use crate::driver::Descriptor;
+use crate::driver::datagram::Outgoing;
 use crate::error::{Error, Full};
 use crate::shard::{
-    Close, Common, Completion, EndpointId, Engine, Entered, Event, Kind, Listener, Shard, State, Stream,
+    Ask, Close, Common, Completion, EndpointId, Engine, Entered, Event, Kind, Listener, Shard, State, Stream,
     Timer, Waiter,
 };
 use socket2::Domain;
@@ -121,7 +122,7 @@ impl Shard {
     pub fn submit_connect(&self, address: SocketAddr, tag: u64) -> io::Result<EndpointId> {
         let socket = self.core.config.host.stream_socket(Domain::for_address(address))?;
         let _ = socket.set_tcp_nodelay(true);
-        let stream = Stream::connecting(address.into(), Waiter::Tag(tag));
+        let stream = Stream::connecting_to(address.into(), Waiter::Tag(tag));
         self.state(|state| state.open(socket, Kind::Stream(stream)))?
     }
 
@@ -165,14 +166,48 @@ impl Shard {
         payload: impl Into<Payload>,
         tag: u64,
     ) -> Result<Result<(), Error>, Full<Payload>> {
-        let payload = payload.into();
-        let sent = self.state(|state| {
-            state.stream(id, |stream, core, engine| stream.send(core, engine, payload, Some(tag)))
-        });
+        self.queue(id, payload.into(), Some(tag))
+    }
+
+    /// As [`submit_send`](Self::submit_send), without a completion. What keeps the bytes from leaving ends the
+    /// connection, which its receives report, and further sends.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit_send`](Self::submit_send).
+    pub fn send(
+        &self,
+        id: EndpointId,
+        payload: impl Into<Payload>,
+    ) -> Result<Result<(), Error>, Full<Payload>> {
+        self.queue(id, payload.into(), None)
+    }
+
+    fn queue(
+        &self,
+        id: EndpointId,
+        payload: Payload,
+        tag: Option<u64>,
+    ) -> Result<Result<(), Error>, Full<Payload>> {
+        let sent = self
+            .state(|state| state.stream(id, |stream, core, engine| stream.send(core, engine, payload, tag)));
         match sent {
             Ok(Ok(sent)) => sent,
             Ok(Err(error)) | Err(error) => Ok(Err(error)),
         }
+    }
+
+    /// Waits for room after a [`Full`]: [`Event::Writable`](crate::Event::Writable), or
+    /// [`Event::Failed`](crate::Event::Failed). One such submission at a time waits on a connection.
+    ///
+    /// # Errors
+    ///
+    /// The error of the connection, or [`Error::Io`] of kind `AlreadyExists` if another one waits.
+    pub fn submit_writable(&self, id: EndpointId, tag: u64) -> Result<(), Error> {
+        let free = self.state(|state| {
+            state.stream(id, |stream, core, engine| stream.submit_writable(core, engine, tag))
+        })???;
+        if free { Ok(()) } else { Err(Error::Io(io::ErrorKind::AlreadyExists.into())) }
     }
 
     /// Sends a datagram: [`Event::Sent`](crate::Event::Sent), or [`Event::Failed`](crate::Event::Failed).
@@ -188,19 +223,87 @@ impl Shard {
         to: SocketAddr,
         tag: u64,
     ) -> Result<Result<(), Error>, Full<Payload>> {
-        let payload = payload.into();
-        if let Err(error) = check_length(&payload) {
+        self.transmit(id, Outgoing::new(payload.into(), Some(to)), tag)
+    }
+
+    /// Sends a payload as datagrams of `segment_bytes` each; see
+    /// [`UdpSocket::send_segments`](crate::net::UdpSocket::send_segments). One event, as for
+    /// [`submit_send_to`](Self::submit_send_to); it tells the first failure, if any.
+    ///
+    /// # Errors
+    ///
+    /// As [`submit_send_to`](Self::submit_send_to).
+    pub fn submit_send_segments(
+        &self,
+        id: EndpointId,
+        payload: impl Into<Payload>,
+        segment_bytes: usize,
+        to: SocketAddr,
+        tag: u64,
+    ) -> Result<Result<(), Error>, Full<Payload>> {
+        self.submit_send_with(id, payload, to, SendOptions::new().segment_bytes(segment_bytes), tag)
+    }
+
+    /// Sends a datagram with more to say about it. As [`submit_send_to`](Self::submit_send_to).
+    ///
+    /// # Errors
+    ///
+    /// As [`submit_send_to`](Self::submit_send_to).
+    pub fn submit_send_with(
+        &self,
+        id: EndpointId,
+        payload: impl Into<Payload>,
+        to: SocketAddr,
+        options: SendOptions,
+        tag: u64,
+    ) -> Result<Result<(), Error>, Full<Payload>> {
+        self.transmit(id, options.outgoing(payload.into(), Some(to)), tag)
+    }
+
+    fn transmit(
+        &self,
+        id: EndpointId,
+        mut item: Outgoing,
+        tag: u64,
+    ) -> Result<Result<(), Error>, Full<Payload>> {
+        if let Err(error) = item.check() {
             return Ok(Err(error.into()));
         }
-        let sent = self.state(|state| {
-            state.datagrams(id, |datagrams, core, engine| {
-                datagrams.send(core, engine, payload, Some(to), Some(tag))
-            })
-        });
+        item.tag = Some(tag);
+        let sent = self
+            .state(|state| state.datagrams(id, |datagrams, core, engine| datagrams.send(core, engine, item)));
         match sent {
-            Ok(Ok(sent)) => sent,
+            Ok(Ok(sent)) => sent.map_err(|Full(item)| Full(item.payload)),
             Ok(Err(error)) | Err(error) => Ok(Err(error)),
         }
+    }
+
+    /// Lets the kernel join datagrams; see [`UdpSocket::set_gro`](crate::net::UdpSocket::set_gro). Each datagram is
+    /// an event of its own all the same.
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn set_gro(&self, id: EndpointId, on: bool) -> io::Result<()> {
+        ask(&self.core, id, Ask::Joined, on)
+    }
+
+    /// Asks for congestion codepoints; see [`UdpSocket::set_ecn`](crate::net::UdpSocket::set_ecn).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn set_ecn(&self, id: EndpointId, on: bool) -> io::Result<()> {
+        ask(&self.core, id, Ask::Ecn, on)
+    }
+
+    /// Asks for local addresses; see [`UdpSocket::set_packet_info`](crate::net::UdpSocket::set_packet_info).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn set_packet_info(&self, id: EndpointId, on: bool) -> io::Result<()> {
+        ask(&self.core, id, Ask::Local, on)
     }
 
     /// Receives one datagram: [`Event::ReceivedFrom`](crate::Event::ReceivedFrom).
@@ -282,7 +385,8 @@ impl Shard {
         let _entered = Entered::enter(&self.core);
         self.core.run_ready();
         self.core.turn(timeout, None)?;
-        while let Ok(Some(completion)) = self.state(|state| state.engine.events.pop_front()) {
+        let mut handing = self.core.hand_out();
+        while let Some(completion) = handing.next() {
             on_completion(completion);
         }
         Ok(())

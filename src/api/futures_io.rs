@@ -14,12 +14,11 @@ fn poll_read(flow: &Flow, context: &mut Context<'_>, buffer: &mut [u8]) -> Poll<
     if buffer.is_empty() {
         return Poll::Ready(Ok(0));
     }
-    let Some(lease) = ready!(flow.poll_recv(context))? else { return Poll::Ready(Ok(0)) };
+    let Some(mut lease) = ready!(flow.poll_recv(context))? else { return Poll::Ready(Ok(0)) };
     let used = lease.len().min(buffer.len());
     buffer[..used].copy_from_slice(&lease[..used]);
-    if used < lease.len() {
-        flow.unread(lease.into_bytes().slice(used..));
-    }
+    lease.advance(used);
+    flow.unread(lease);
     Poll::Ready(Ok(used))
 }
 

@@ -16,8 +16,8 @@ macro_rules! receiving {
         /// # Errors
         ///
         /// What the connection met, after everything that arrived before it has been received.
-        pub async fn recv(&mut self) -> std::io::Result<Option<crate::Lease>> {
-            self.flow.recv().await
+        pub fn recv(&mut self) -> impl Future<Output = std::io::Result<Option<crate::Lease>>> {
+            self.flow.recv()
         }
 
         /// Receives exactly `len` bytes. Does not copy if they arrived in one piece.
@@ -59,12 +59,11 @@ macro_rules! receiving {
                 return (Ok(0), buffer);
             }
             match self.flow.recv().await {
-                Ok(Some(lease)) => {
+                Ok(Some(mut lease)) => {
                     let used = lease.len().min(room);
                     buffer.extend_from_slice(&lease[..used]);
-                    if used < lease.len() {
-                        self.flow.unread(lease.into_bytes().slice(used..));
-                    }
+                    lease.advance(used);
+                    self.flow.unread(lease);
                     (Ok(used), buffer)
                 }
                 Ok(None) => (Ok(0), buffer),
@@ -90,8 +89,11 @@ macro_rules! sending {
         ///
         /// What an earlier send on the connection met, or `NotConnected` after a shutdown or close. Once it has
         /// failed, every further call fails in the same way.
-        pub async fn send(&mut self, payload: impl Into<crate::Payload>) -> std::io::Result<()> {
-            self.flow.send(payload.into()).await
+        pub fn send(
+            &mut self,
+            payload: impl Into<crate::Payload>,
+        ) -> impl Future<Output = std::io::Result<()>> {
+            self.flow.send(payload.into())
         }
 
         /// Queues several payloads in order, as [`send`](Self::send) does one by one; they leave together.
@@ -106,6 +108,27 @@ macro_rules! sending {
             payloads: impl IntoIterator<Item = P>,
         ) -> std::io::Result<()> {
             self.flow.send_vectored(payloads.into_iter().map(Into::into)).await
+        }
+
+        /// Sends the bytes of `file` in `range`, after what is queued; an open end is that of the file as it is now.
+        /// Gives their number.
+        ///
+        /// The file is read piece by piece, the next one only when the connection has room for the last
+        /// ([`Limits::outbound_bytes_max`](crate::Limits)); so a slow peer costs a bounded number of bytes.
+        ///
+        /// Dropping the future leaves the pieces that were queued to be sent, and reads no more.
+        ///
+        /// # Errors
+        ///
+        /// `InvalidInput` if the range ends before it begins, `UnexpectedEof` if the file ends before the range does
+        /// (as one that is cut meanwhile), or what the file or the connection met; each with the number of bytes that
+        /// had been queued.
+        pub async fn send_file(
+            &mut self,
+            file: &crate::fs::File,
+            range: impl std::ops::RangeBounds<u64>,
+        ) -> Result<u64, crate::net::SendFileError> {
+            crate::api::send_file::send_file(&self.flow, file, range).await
         }
 
         /// Completes when everything queued is with the kernel.

@@ -1,6 +1,7 @@
 //! The surfaces. All of them look at the same endpoint queues; none owns an operation.
 #![forbid(unsafe_code)]
 
+pub(crate) mod broadcast;
 mod completion;
 pub(crate) mod dns;
 pub(crate) mod file;
@@ -9,6 +10,8 @@ mod futures_io;
 mod methods;
 pub(crate) mod offload;
 pub(crate) mod ready;
+pub(crate) mod relay;
+pub(crate) mod send_file;
 pub(crate) mod signal;
 pub(crate) mod stream;
 pub(crate) mod task;

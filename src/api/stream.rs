@@ -9,13 +9,14 @@ use crate::buf::{Lease, Payload};
 use crate::driver::Descriptor;
 use crate::driver::FdRef;
 use crate::error::{Error, Full};
-use crate::shard::{Close, Common, Core, EndpointId, Engine, Read, Stream, Waiter};
+use crate::shard::{Close, Common, Core, EndpointId, Engine, Paused, Read, Stream, Waiter};
 use bytes::{Bytes, BytesMut};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -69,14 +70,37 @@ impl Flow {
         }
     }
 
-    pub(crate) async fn recv(&self) -> io::Result<Option<Lease>> {
-        poll_fn(|context| self.poll_recv(context)).await
+    pub(crate) fn recv(&self) -> Receiving<'_> {
+        Receiving(self)
     }
 
-    pub(crate) fn unread(&self, bytes: Bytes) {
-        if !bytes.is_empty() {
-            let _ = self.with(|stream, _, engine| stream.unread(engine, Lease::from_bytes(bytes)));
+    pub(crate) fn unread(&self, lease: Lease) {
+        if !lease.is_empty() {
+            self.unread_lease(lease);
         }
+    }
+
+    pub(crate) fn unread_lease(&self, lease: Lease) {
+        let _ = self.with(|stream, _, engine| stream.unread(engine, lease));
+    }
+
+    /// Takes what was received before the standing receive ended, and ends it.
+    pub(crate) fn poll_pause(&self, context: &mut Context<'_>) -> Poll<io::Result<Paused>> {
+        match self.with(|stream, core, engine| stream.pause_reading(core, engine, || waiter(context))) {
+            Ok(Some(paused)) => Poll::Ready(Ok(paused)),
+            Ok(None) => Poll::Pending,
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    /// Receives may be armed again.
+    pub(crate) fn resume_reading(&self) {
+        let _ = self.with(|stream, _, _| stream.resume_reading());
+    }
+
+    /// A reference to the socket, for an operation; none if it is closed.
+    pub(crate) fn socket(&self) -> Option<FdRef> {
+        self.fd.clone()
     }
 
     pub(crate) fn poll_send(
@@ -100,9 +124,8 @@ impl Flow {
         }
     }
 
-    pub(crate) async fn send(&self, payload: Payload) -> io::Result<()> {
-        let mut payload = Some(payload);
-        poll_fn(|context| self.poll_send(context, &mut payload)).await
+    pub(crate) fn send(&self, payload: Payload) -> Sending<'_> {
+        Sending { flow: self, payload }
     }
 
     pub(crate) async fn send_vectored(&self, payloads: impl IntoIterator<Item = Payload>) -> io::Result<()> {
@@ -196,20 +219,18 @@ impl Flow {
             if missing == 0 {
                 return Ok(gathered.take());
             }
-            let Some(lease) = self.recv().await? else {
+            let Some(mut lease) = self.recv().await? else {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             };
             if gathered.bytes.is_empty() && lease.len() >= missing {
-                let mut bytes = lease.into_bytes();
-                let rest = bytes.split_off(missing);
-                self.unread(rest);
-                return Ok(bytes);
+                let first = lease.split_to(missing);
+                self.unread(lease);
+                return Ok(first.into_bytes());
             }
             let used = lease.len().min(missing);
             gathered.bytes.extend_from_slice(&lease[..used]);
-            if used < lease.len() {
-                self.unread(lease.into_bytes().slice(used..));
-            }
+            lease.advance(used);
+            self.unread(lease);
         }
     }
 
@@ -231,7 +252,7 @@ impl Flow {
                 gathered.bytes[from..].windows(delimiter.len()).position(|window| window == delimiter);
             if let Some(end) = found.map(|start| from + start + delimiter.len()).filter(|end| *end <= max) {
                 let rest = gathered.bytes.split_off(end);
-                self.unread(rest.freeze());
+                self.unread(Lease::from_bytes(rest.freeze()));
                 return Ok(Some(gathered.take()));
             }
             if gathered.bytes.len() >= max {
@@ -239,6 +260,40 @@ impl Flow {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, text));
             }
         }
+    }
+}
+
+/// Waits for bytes. By hand rather than `async`, as [`Sending`]: a task is as large as the futures it waits for.
+pub(crate) struct Receiving<'a>(&'a Flow);
+
+impl Future for Receiving<'_> {
+    type Output = io::Result<Option<Lease>>;
+
+    #[inline]
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll_recv(context)
+    }
+}
+
+/// Waits for room in the outbound queue. An `async` function would hold its payload twice.
+pub(crate) struct Sending<'a> {
+    flow: &'a Flow,
+    /// Empty once it was taken.
+    payload: Payload,
+}
+
+impl Future for Sending<'_> {
+    type Output = io::Result<()>;
+
+    #[inline]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Sending { flow, payload } = &mut *self;
+        let mut taken = Some(std::mem::take(payload));
+        let sent = flow.poll_send(context, &mut taken);
+        if let Some(back) = taken {
+            *payload = back;
+        }
+        sent
     }
 }
 
@@ -257,7 +312,7 @@ impl Gathered<'_> {
 impl Drop for Gathered<'_> {
     fn drop(&mut self) {
         let bytes = self.take();
-        self.flow.unread(bytes);
+        self.flow.unread(Lease::from_bytes(bytes));
     }
 }
 
@@ -302,15 +357,4 @@ pub(crate) fn on_socket<R>(
             None => Err(Error::Closed.into()),
         })
     })??
-}
-
-/// Copies everything that `from` receives to `to`, until `from` ends; gives the number of bytes. The buffers are
-/// passed on, not copied.
-pub(crate) async fn copy(from: &Flow, to: &Flow) -> io::Result<u64> {
-    let mut total = 0;
-    while let Some(lease) = from.recv().await? {
-        total += lease.len() as u64;
-        to.send(lease.into()).await?;
-    }
-    Ok(total)
 }

@@ -3,7 +3,7 @@
 
 use crate::config::Config;
 use crate::driver::Host;
-use crate::shard::{Core, Remote, Shard, Undelivered, spawn as spawn_on_core};
+use crate::shard::{Core, Home, Remote, Shard, Undelivered, spawn as spawn_on_core};
 use async_task::{FallibleTask, Task};
 use std::any::Any;
 use std::fmt;
@@ -76,11 +76,11 @@ pub async fn yield_now() {
 
 /// The outcome of a task. Dropping it lets the task go on by itself.
 pub struct JoinHandle<T> {
-    task: Option<FallibleTask<T>>,
+    task: Option<FallibleTask<T, Home>>,
 }
 
 impl<T> JoinHandle<T> {
-    pub(crate) fn new(task: Task<T>) -> JoinHandle<T> {
+    pub(crate) fn new(task: Task<T, Home>) -> JoinHandle<T> {
         JoinHandle { task: Some(task.fallible()) }
     }
 

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::methods::{connection, receiving, sending};
-use super::stream::{self, Flow, closed};
+use super::stream::{Flow, closed};
 use crate::driver::{Descriptor, Host};
 use crate::shard::{
     Accepted, Close, Context as GroupContext, Core, Distribution, EndpointId, Kind, Listener, Share, Stream,
@@ -29,7 +29,7 @@ const BACKLOG: i32 = 4096;
 /// TCP_NODELAY is on from the start, because the runtime joins small sends itself.
 #[derive(Debug)]
 pub struct TcpStream {
-    flow: Rc<Flow>,
+    pub(super) flow: Rc<Flow>,
 }
 
 impl TcpStream {
@@ -55,7 +55,7 @@ impl TcpStream {
         let core = Core::required()?;
         let socket = core.config.host.stream_socket(Domain::for_address(address))?;
         let _ = socket.set_tcp_nodelay(true);
-        let stream = TcpStream::open(core, socket, Stream::connecting(address.into(), Waiter::None))?;
+        let stream = TcpStream::open(core, socket, Stream::connecting_to(address.into(), Waiter::None))?;
         stream.flow.connected().await?;
         Ok(stream)
     }
@@ -142,15 +142,6 @@ impl AsFd for TcpStream {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.flow.as_fd()
     }
-}
-
-/// Copies everything that `from` receives to `to`, until `from` ends, without copying bytes; gives their number.
-///
-/// # Errors
-///
-/// Of either side.
-pub async fn copy(from: &mut OwnedReadHalf, to: &mut OwnedWriteHalf) -> io::Result<u64> {
-    stream::copy(&from.flow, &to.flow).await
 }
 
 /// The receiving half of a connection.

@@ -4,17 +4,19 @@
 use super::stream::{closed, on_socket};
 use super::tcp::{ToAddresses, inet};
 use crate::buf::Payload;
-use crate::driver::completion::Datagram;
+use crate::driver::datagram::{Datagram, Ecn, LocalAddress, Outgoing, Segments};
 use crate::driver::{Descriptor, FdRef, Host};
 use crate::error::Full;
-use crate::shard::{Close, Context as GroupContext, Core, EndpointId, Kind, ReadFrom, Waiter};
+use crate::shard::{
+    Ask, Close, Common, Context as GroupContext, Core, Datagrams, EndpointId, Engine, Kind, ReadFrom, Waiter,
+};
 use socket2::{Domain, SockAddr};
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Poll, Waker};
 
 /// A UDP socket. Several tasks may use it at once; which of them gets a datagram is not promised.
 #[derive(Debug)]
@@ -100,13 +102,31 @@ impl UdpSocket {
     ///
     /// What an earlier send or receive met, once (for instance `ConnectionRefused` on a connected socket).
     pub async fn recv_from(&self) -> io::Result<Datagram> {
+        self.receive(Datagrams::read).await
+    }
+
+    /// The next datagrams as the kernel has joined them in one buffer (see [`set_gro`](Self::set_gro)), often just
+    /// one. Else as [`recv_from`](Self::recv_from); both may be used on one socket.
+    ///
+    /// # Errors
+    ///
+    /// As [`recv_from`](Self::recv_from).
+    pub async fn recv_segments(&self) -> io::Result<Segments> {
+        self.receive(Datagrams::read_segments).await
+    }
+
+    async fn receive<T>(
+        &self,
+        read: impl Fn(&mut Datagrams, &mut Common, &mut Engine, &Waker) -> ReadFrom<T>,
+    ) -> io::Result<T> {
         poll_fn(|context| {
-            let waiter = || Waiter::Future(context.waker().clone());
             let looked = self.core.with(|state| {
-                state.datagrams(self.id, |datagrams, core, engine| datagrams.read(core, engine, waiter))
+                state.datagrams(self.id, |datagrams, core, engine| {
+                    read(datagrams, core, engine, context.waker())
+                })
             });
             match looked {
-                Ok(Ok(ReadFrom::Datagram(datagram))) => Poll::Ready(Ok(datagram)),
+                Ok(Ok(ReadFrom::Some(taken))) => Poll::Ready(Ok(taken)),
                 Ok(Ok(ReadFrom::Nothing)) => Poll::Pending,
                 Ok(Ok(ReadFrom::Failed(error))) | Ok(Err(error)) | Err(error) => {
                     Poll::Ready(Err(error.into()))
@@ -119,13 +139,16 @@ impl UdpSocket {
     /// Queues a datagram for `to`. Completes at once while fewer than
     /// [`Limits::datagrams_outbound_max`](crate::Limits) are queued, else when there is room.
     ///
+    /// What is queued during a turn of the shard leaves by one system call. Datagrams of one size to one peer that
+    /// are queued one behind the other leave as one packet of the system, which cuts them apart again, where it can.
+    ///
     /// Cancel-safe: dropped before it completes, it sends nothing.
     ///
     /// # Errors
     ///
     /// `InvalidInput` if the payload is longer than a datagram can be; or what an earlier send met, once.
     pub async fn send_to(&self, payload: impl Into<Payload>, to: SocketAddr) -> io::Result<()> {
-        self.send_perhaps_to(payload.into(), Some(to)).await
+        self.transmit(Outgoing::new(payload.into(), Some(to))).await
     }
 
     /// Queues a datagram for the peer set with [`connect`](Self::connect). As [`send_to`](Self::send_to).
@@ -134,20 +157,55 @@ impl UdpSocket {
     ///
     /// As [`send_to`](Self::send_to).
     pub async fn send(&self, payload: impl Into<Payload>) -> io::Result<()> {
-        self.send_perhaps_to(payload.into(), None).await
+        self.transmit(Outgoing::new(payload.into(), None)).await
     }
 
-    async fn send_perhaps_to(&self, payload: Payload, to: Option<SocketAddr>) -> io::Result<()> {
-        check_length(&payload)?;
-        let mut payload = Some(payload);
+    /// Queues a payload that is cut in datagrams of `segment_bytes` each; the last may be shorter. The kernel cuts
+    /// where it can (udp(7): UDP_SEGMENT, Linux 4.18), else each datagram is sent by itself.
+    ///
+    /// At most 64 datagrams and 65 507 bytes. Each datagram counts for
+    /// [`Limits::datagrams_outbound_max`](crate::Limits). As [`send_to`](Self::send_to); if one datagram fails, the
+    /// others leave all the same.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput`, with an [`InvalidDatagram`](crate::net::InvalidDatagram) inside, for other sizes; or what an
+    /// earlier send met, once.
+    pub async fn send_segments(
+        &self,
+        payload: impl Into<Payload>,
+        segment_bytes: usize,
+        to: SocketAddr,
+    ) -> io::Result<()> {
+        self.send_with(payload, to, SendOptions::new().segment_bytes(segment_bytes)).await
+    }
+
+    /// Queues a datagram with more to say about it; without an address for the connected peer. As
+    /// [`send_to`](Self::send_to).
+    ///
+    /// # Errors
+    ///
+    /// As [`send_segments`](Self::send_segments).
+    pub async fn send_with(
+        &self,
+        payload: impl Into<Payload>,
+        to: impl Into<Option<SocketAddr>>,
+        options: SendOptions,
+    ) -> io::Result<()> {
+        self.transmit(options.outgoing(payload.into(), to.into())).await
+    }
+
+    async fn transmit(&self, item: Outgoing) -> io::Result<()> {
+        item.check()?;
+        let mut item = Some(item);
         poll_fn(|context| {
-            let Some(taken) = payload.take() else { return Poll::Ready(Ok(())) };
+            let Some(taken) = item.take() else { return Poll::Ready(Ok(())) };
             let looked = self.core.with(|state| {
                 state.datagrams(self.id, |datagrams, core, engine| {
-                    match datagrams.send(core, engine, taken, to, None) {
+                    match datagrams.send(core, engine, taken) {
                         Ok(outcome) => Poll::Ready(outcome),
                         Err(Full(back)) => {
-                            payload = Some(back);
+                            item = Some(back);
                             datagrams.wait_for_room(Waiter::Future(context.waker().clone()));
                             Poll::Pending
                         }
@@ -161,6 +219,38 @@ impl UdpSocket {
             }
         })
         .await
+    }
+
+    /// Lets the kernel join datagrams of one sender that arrive together (udp(7): UDP_GRO, Linux 5.0). They are cut
+    /// apart again on delivery, without copying: they share a buffer, which goes home with the last of them. Off
+    /// unless asked for. Best set before the first receive.
+    ///
+    /// # Errors
+    ///
+    /// `InvalidInput` if [`Limits::datagram_buffer_bytes`](crate::Limits) is below 65 507; `Unsupported` or the
+    /// system's error where there is no such thing.
+    pub fn set_gro(&self, on: bool) -> io::Result<()> {
+        ask(&self.core, self.id, Ask::Joined, on)
+    }
+
+    /// Asks for the congestion codepoint of each datagram: [`Datagram::ecn`]. Off unless asked for. Those that have
+    /// arrived already may come without.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` or the system's error where there is no such thing.
+    pub fn set_ecn(&self, on: bool) -> io::Result<()> {
+        ask(&self.core, self.id, Ask::Ecn, on)
+    }
+
+    /// Asks for the address that each datagram was sent to, and its interface: [`Datagram::local`]. Off unless asked
+    /// for. Those that have arrived already may come without.
+    ///
+    /// # Errors
+    ///
+    /// `Unsupported` or the system's error where there is no such thing.
+    pub fn set_packet_info(&self, on: bool) -> io::Result<()> {
+        ask(&self.core, self.id, Ask::Local, on)
     }
 
     fn on_socket<R>(&self, work: impl FnOnce(&Descriptor) -> io::Result<R>) -> io::Result<R> {
@@ -246,15 +336,54 @@ impl Drop for UdpSocket {
     }
 }
 
-/// The longest payload of a datagram over IPv4 and IPv6 (RFC 768: the length field counts the 8 bytes of header).
-const DATAGRAM_MAX: usize = 65_535 - 8;
+/// What a datagram takes along beside its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[non_exhaustive]
+pub struct SendOptions {
+    /// The payload is cut in datagrams of so many bytes; see [`UdpSocket::send_segments`].
+    pub segment_bytes: Option<usize>,
+    /// The congestion codepoint in the header.
+    pub ecn: Option<Ecn>,
+    /// The address (and interface) to send from, which must be of this host.
+    pub source: Option<LocalAddress>,
+}
 
-pub(crate) fn check_length(payload: &Payload) -> io::Result<()> {
-    if payload.len() > DATAGRAM_MAX {
-        let text = format!("a datagram has at most {DATAGRAM_MAX} bytes, this one has {}", payload.len());
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+impl SendOptions {
+    /// Nothing special.
+    pub fn new() -> SendOptions {
+        SendOptions::default()
     }
-    Ok(())
+
+    /// Sets [`segment_bytes`](Self::segment_bytes).
+    pub fn segment_bytes(mut self, bytes: usize) -> SendOptions {
+        self.segment_bytes = Some(bytes);
+        self
+    }
+
+    /// Sets [`ecn`](Self::ecn).
+    pub fn ecn(mut self, ecn: Ecn) -> SendOptions {
+        self.ecn = Some(ecn);
+        self
+    }
+
+    /// Sets [`source`](Self::source).
+    pub fn source(mut self, source: LocalAddress) -> SendOptions {
+        self.source = Some(source);
+        self
+    }
+
+    pub(crate) fn outgoing(self, payload: Payload, to: Option<SocketAddr>) -> Outgoing {
+        let mut item = Outgoing::new(payload, to);
+        item.segment_bytes = self.segment_bytes.map(|bytes| u32::try_from(bytes).unwrap_or(u32::MAX));
+        item.ecn = self.ecn;
+        item.source = self.source.map(Box::new);
+        item
+    }
+}
+
+/// Asks the kernel to do or tell something with each datagram that a socket receives.
+pub(crate) fn ask(core: &Core, id: EndpointId, what: Ask, on: bool) -> io::Result<()> {
+    core.with(|state| state.datagrams(id, |datagrams, core, engine| datagrams.ask(core, engine, what, on)))??
 }
 
 pub(crate) fn socket(host: &Host, address: SocketAddr, shared: bool) -> io::Result<Descriptor> {

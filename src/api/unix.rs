@@ -18,7 +18,7 @@ const BACKLOG: i32 = 4096;
 /// A connection over a Unix socket. As [`TcpStream`](crate::net::TcpStream).
 #[derive(Debug)]
 pub struct UnixStream {
-    flow: Rc<Flow>,
+    pub(super) flow: Rc<Flow>,
 }
 
 impl UnixStream {
@@ -32,7 +32,7 @@ impl UnixStream {
         let core = Core::required()?;
         let socket = core.config.host.stream_socket(Domain::UNIX)?;
         let to = SockAddr::unix(path)?;
-        let stream = UnixStream::open(core, socket, Stream::connecting(to, Waiter::None))?;
+        let stream = UnixStream::open(core, socket, Stream::connecting_to(to, Waiter::None))?;
         stream.flow.connected().await?;
         Ok(stream)
     }

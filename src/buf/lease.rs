@@ -1,22 +1,23 @@
 //! [`Lease`]: the exclusive, temporary hold of received bytes.
 //!
-//! Most leases hold a pool buffer and give it back when dropped. A lease may also hold bytes on the heap: the
+//! Most leases hold a piece of a pool buffer and give it back when dropped. A lease may also hold bytes on the heap: the
 //! shard copies data that has to wait out of the pool when buffers run low, and partial reads put their rest
 //! back as heap bytes. A lease shows filled bytes only; there is no way to reach the rest of its buffer.
 #![allow(unsafe_code)]
 
-use super::pool::{BufferId, Home, Region};
+use super::pool::{Home, Region};
 use bytes::{Buf, Bytes};
 use std::fmt;
 use std::ops::Deref;
 use std::rc::Rc;
 use std::sync::Arc;
 
-/// Received bytes. Dropping it gives the buffer back to its shard's pool.
+/// Received bytes. Dropping it gives them back to its shard's pool.
 ///
 /// A lease is `!Send`: to hand the bytes to another thread, turn it [into `Bytes`](Self::into_bytes), which
-/// does not copy. A lease that is held keeps one buffer of the pool: a program that keeps many of them for long
-/// should [copy them out](Self::detach).
+/// does not copy. A lease that is held, however short, keeps a whole buffer of the pool
+/// ([`Limits::buffer_bytes`](crate::Limits)) from being used anew: a program that keeps leases for long should
+/// [copy them out](Self::detach).
 ///
 /// ```compile_fail
 /// fn is_send<T: Send>() {}
@@ -27,10 +28,10 @@ pub struct Lease {
 }
 
 enum Hold {
-    /// The id as a full word: a lease is moved often, and half words stall the copies.
+    /// The index of the buffer as a full word: a lease is moved often, and half words stall the copies.
     Pool {
         home: Rc<Home>,
-        id: u32,
+        index: u32,
         offset: u32,
         len: u32,
     },
@@ -38,10 +39,10 @@ enum Hold {
 }
 
 impl Lease {
-    pub(crate) fn from_pool(home: Rc<Home>, id: BufferId, offset: usize, len: usize) -> Lease {
-        let end = offset + len;
-        assert!(end <= home.region().buffer_bytes(), "a completion claims {end} bytes of a smaller buffer");
-        Lease { hold: Hold::Pool { home, id: u32::from(id.0), offset: offset as u32, len: len as u32 } }
+    /// A lease of a piece that is held for it and has been filled.
+    pub(crate) fn from_pool(home: Rc<Home>, index: u16, offset: u32, len: u32) -> Lease {
+        debug_assert!((offset + len) as usize <= home.region().buffer_bytes());
+        Lease { hold: Hold::Pool { home, index: u32::from(index), offset, len } }
     }
 
     /// A lease of bytes on the heap, which belong to no pool.
@@ -92,24 +93,62 @@ impl Lease {
         }
     }
 
+    /// Takes the first `n` bytes off as a lease of their own, without copying them; keeps the rest.
+    ///
+    /// # Panics
+    ///
+    /// If it holds fewer than `n` bytes.
+    pub fn split_to(&mut self, n: usize) -> Lease {
+        assert!(n <= self.len(), "cannot split a lease behind its end");
+        match &mut self.hold {
+            Hold::Pool { home, index, offset, len } => {
+                home.hold_again(*index as u16);
+                let first = Lease::from_pool(Rc::clone(home), *index as u16, *offset, n as u32);
+                *offset += n as u32;
+                *len -= n as u32;
+                first
+            }
+            Hold::Heap(bytes) => Lease::from_bytes(bytes.split_to(n)),
+        }
+    }
+
+    /// Keeps the first `n` bytes; gives the rest as a lease of its own, without copying it.
+    ///
+    /// # Panics
+    ///
+    /// If it holds fewer than `n` bytes.
+    pub fn split_off(&mut self, n: usize) -> Lease {
+        let first = self.split_to(n);
+        std::mem::replace(self, first)
+    }
+
     /// The same bytes as [`Bytes`], without copying them; they may go to any thread.
     ///
-    /// The pool gets its buffer back when the last clone of the `Bytes` is dropped, wherever that happens.
+    /// The pool gets them back when the last clone of the `Bytes` is dropped, wherever that happens.
     pub fn into_bytes(self) -> Bytes {
         match self.into_hold() {
             Hold::Heap(bytes) => bytes,
-            Hold::Pool { home, id, offset, len } => {
+            Hold::Pool { home, index, offset, len } => {
                 let region = Arc::clone(home.region());
-                Bytes::from_owner(Away { region, id: BufferId(id as u16), offset, len })
+                Bytes::from_owner(Away { region, index: index as u16, offset, len })
             }
         }
     }
 
-    /// Copies the bytes to the heap and gives the pool its buffer back at once.
+    /// Copies the bytes to the heap and gives the pool its own back at once.
     pub fn detach(self) -> Lease {
         match &self.hold {
             Hold::Heap(_) => self,
             Hold::Pool { .. } => Lease::from_bytes(Bytes::copy_from_slice(&self)),
+        }
+    }
+
+    /// The lease as it may be kept for a while: copied to the heap if less than one in `reserve` of the buffers of its
+    /// pool is available, or less than half and it is short.
+    pub(crate) fn unpinned(self, reserve: usize) -> Lease {
+        match &self.hold {
+            Hold::Pool { home, len, .. } if home.is_short_for(*len as usize, reserve) => self.detach(),
+            _ => self,
         }
     }
 
@@ -122,8 +161,8 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        if let Hold::Pool { home, id, .. } = &self.hold {
-            home.take_home(BufferId(*id as u16));
+        if let Hold::Pool { home, index, .. } = &self.hold {
+            home.give_back(*index as u16, 1);
         }
     }
 }
@@ -133,14 +172,12 @@ impl Deref for Lease {
 
     fn deref(&self) -> &[u8] {
         match &self.hold {
-            // SAFETY: invariant 1: while the lease lives the buffer is neither the kernel's nor another
-            // lease's, and `from_pool` checked that the filled range lies inside it; the pool zeroed the
-            // memory when it was allocated, so every byte is initialised.
-            Hold::Pool { home, id, offset, len } => unsafe {
-                std::slice::from_raw_parts(
-                    home.region().pointer(BufferId(*id as u16)).add(*offset as usize),
-                    *len as usize,
-                )
+            // SAFETY: invariant 1: while the lease lives nobody writes to its piece: the kernel and receives fill
+            // what lies behind, and the buffer does not come home. `Pool::lend` checked that the piece has been
+            // filled; the pool zeroed the memory when it was allocated, so every byte is initialised.
+            Hold::Pool { home, index, offset, len } => unsafe {
+                let start = home.region().pointer(*index as u16).add(*offset as usize);
+                std::slice::from_raw_parts(start, *len as usize)
             },
             Hold::Heap(bytes) => bytes,
         }
@@ -159,10 +196,10 @@ impl fmt::Debug for Lease {
     }
 }
 
-/// The owner of a buffer whose lease became `Bytes`: its drop posts the buffer to its home.
+/// The owner of a piece whose lease became `Bytes`: its drop posts the piece to its home.
 struct Away {
     region: Arc<Region>,
-    id: BufferId,
+    index: u16,
     offset: u32,
     len: u32,
 }
@@ -170,19 +207,17 @@ struct Away {
 impl AsRef<[u8]> for Away {
     fn as_ref(&self) -> &[u8] {
         // SAFETY: invariant 1: the range was checked when the lease was made; until this owner drops nobody
-        // else may touch the buffer, and the region it refers to keeps the memory.
+        // writes to the piece, and the region it refers to keeps the memory.
         unsafe {
-            std::slice::from_raw_parts(
-                self.region.pointer(self.id).add(self.offset as usize),
-                self.len as usize,
-            )
+            let start = self.region.pointer(self.index).add(self.offset as usize);
+            std::slice::from_raw_parts(start, self.len as usize)
         }
     }
 }
 
 impl Drop for Away {
     fn drop(&mut self) {
-        self.region.give_back(self.id);
+        self.region.give_back(self.index);
     }
 }
 
@@ -197,6 +232,21 @@ mod tests {
         lease.truncate(3);
         assert_eq!(&*lease, b"cde");
         assert!(!lease.is_pooled());
+    }
+
+    #[test]
+    fn a_heap_lease_splits_anywhere() {
+        for at in 0..=6 {
+            let mut lease = Lease::from_bytes(Bytes::from_static(b"abcdef"));
+            let rest = lease.split_off(at);
+            assert_eq!((&*lease, &*rest), b"abcdef".split_at(at));
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "cannot split a lease behind its end")]
+    fn splitting_behind_the_end_panics() {
+        Lease::from_bytes(Bytes::from_static(b"ab")).split_to(3);
     }
 
     #[test]

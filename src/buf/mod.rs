@@ -6,15 +6,15 @@
 //!
 //! This layer knows neither descriptors nor operations.
 
-mod chain;
+mod batch;
 mod lease;
 mod payload;
 mod pool;
 
-pub use chain::Batch;
-pub(crate) use chain::Chain;
+pub(crate) use batch::BATCH_MAX;
+pub use batch::Batch;
 pub use lease::Lease;
+pub(crate) use payload::Block;
 pub use payload::Payload;
-pub(crate) use pool::BUFFERS_MAX;
-pub(crate) use pool::Region;
+pub(crate) use pool::{BUFFERS_MAX, Purpose, Region};
 pub use pool::{BufferId, Pool};

@@ -3,29 +3,193 @@
 
 use super::lease::Lease;
 use bytes::Bytes;
+use std::cell::{OnceCell, RefCell};
 use std::fmt;
-use std::ops::Deref;
+use std::ops::{Deref, Range};
+use std::rc::Rc;
 
 /// Owned bytes to send: a received [`Lease`] passed on, `Bytes`, a `Vec<u8>`, a `String`, or static bytes.
 ///
 /// None of the conversions copies. The runtime owns the payload from the moment a send accepts it until the
 /// kernel no longer needs it.
-pub struct Payload(Lease);
+pub struct Payload(Hold);
+
+// Payloads are moved often, into a slot and back.
+const _: () = assert!(size_of::<Payload>() <= 40);
+
+enum Hold {
+    Own(Lease),
+    Shared(Part),
+}
+
+/// What is left to send of messages that many connections send.
+struct Part {
+    block: Rc<Block>,
+    from: usize,
+    to: usize,
+    /// A part of the first message has left.
+    begun: bool,
+}
+
+/// Messages that many connections of a shard send, one after the other.
+///
+/// Small ones are gathered: until the first send reads the block, at the end of the turn, more can be appended, and a
+/// connection that got the one before needs no more than a longer [`Part`]. Blocks are counted without atomics, and who
+/// is not the last holder may let go of one while the shard is borrowed, because no destructor runs.
+pub(crate) struct Block {
+    growing: RefCell<Vec<u8>>,
+    bytes: OnceCell<Bytes>,
+    units: RefCell<Vec<Unit>>,
+}
+
+/// Messages that stay together: where they end in their block, and how many they are.
+struct Unit {
+    end: usize,
+    messages: u32,
+}
+
+/// Most bytes of a block that is gathered.
+const GATHERED_BYTES_MAX: usize = 16 * 1024;
+
+impl Block {
+    /// A block of one payload. Bytes of the pool are copied out of it: the slowest connection says how long they are held.
+    pub(crate) fn of(payload: Payload, messages: u32) -> Rc<Block> {
+        let bytes = match payload.0 {
+            Hold::Own(lease) => lease.detach().into_bytes(),
+            Hold::Shared(part) => part.block.bytes().slice(part.from..part.to),
+        };
+        let units = vec![Unit { end: bytes.len(), messages }].into();
+        Rc::new(Block { growing: RefCell::default(), bytes: bytes.into(), units })
+    }
+
+    /// A block to be gathered.
+    pub(crate) fn gathered() -> Rc<Block> {
+        let growing = Vec::with_capacity(512).into();
+        Rc::new(Block { growing, bytes: OnceCell::new(), units: RefCell::default() })
+    }
+
+    /// Appends messages that stay together; gives their place, or nothing if they have to go to another block.
+    pub(crate) fn append(&self, bytes: &[u8], messages: u32) -> Option<Range<usize>> {
+        let mut growing = self.growing.borrow_mut();
+        let (from, to) = (growing.len(), growing.len() + bytes.len());
+        if self.bytes.get().is_some() || to > GATHERED_BYTES_MAX {
+            return None;
+        }
+        growing.extend_from_slice(bytes);
+        self.units.borrow_mut().push(Unit { end: to, messages });
+        Some(from..to)
+    }
+
+    /// The bytes, which do not grow any more.
+    fn bytes(&self) -> &Bytes {
+        self.bytes.get_or_init(|| self.growing.take().into())
+    }
+}
+
+impl Part {
+    fn advance(&mut self, n: usize) {
+        self.from += n;
+        assert!(self.from <= self.to, "cannot advance past the end of a payload");
+        let units = self.block.units.borrow();
+        self.begun = units.binary_search_by_key(&self.from, |unit| unit.end).is_err() && self.from > 0;
+    }
+
+    /// Leaves out the first message, or the first ones that stay together: their bytes and their number.
+    fn drop_first(&mut self) -> (usize, u32) {
+        let units = self.block.units.borrow();
+        let unit = &units[units.partition_point(|unit| unit.end <= self.from)];
+        let bytes = unit.end - self.from;
+        self.from = unit.end;
+        (bytes, unit.messages)
+    }
+}
 
 impl Payload {
+    /// A part of a block that many connections send.
+    pub(crate) fn part(block: Rc<Block>, range: Range<usize>) -> Payload {
+        Payload(Hold::Shared(Part { block, from: range.start, to: range.end, begun: false }))
+    }
+
+    /// Makes it longer by the part of a block that follows it; `false` if it is something else.
+    pub(crate) fn extend(&mut self, block: &Rc<Block>, range: &Range<usize>) -> bool {
+        match &mut self.0 {
+            Hold::Shared(part) if part.to == range.start && Rc::ptr_eq(&part.block, block) => {
+                part.to = range.end;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether it may be dropped: it belongs to a broadcast, and no message of it has begun to leave.
+    pub(crate) fn is_droppable(&self) -> bool {
+        matches!(&self.0, Hold::Shared(part) if !part.begun)
+    }
+
+    /// Drops the first message of one that may be dropped: its bytes, and how many messages those were.
+    pub(crate) fn drop_first(&mut self) -> (usize, u32) {
+        match &mut self.0 {
+            Hold::Shared(part) => part.drop_first(),
+            Hold::Own(_) => (0, 0),
+        }
+    }
+
+    /// Whether letting go of it runs no destructor of a user's.
+    pub(crate) fn is_plain(&self) -> bool {
+        match &self.0 {
+            Hold::Own(lease) => lease.is_pooled(),
+            Hold::Shared(part) => Rc::strong_count(&part.block) > 1,
+        }
+    }
+
+    /// The number of bytes.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Hold::Own(lease) => lease.len(),
+            Hold::Shared(part) => part.to - part.from,
+        }
+    }
+
+    /// Whether there is no byte.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// Forgets the first `n` bytes, which have been sent.
     pub(crate) fn advance(&mut self, n: usize) {
-        self.0.advance(n);
+        match &mut self.0 {
+            Hold::Own(lease) => lease.advance(n),
+            Hold::Shared(part) => part.advance(n),
+        }
     }
 
     /// Whether it holds a buffer of the shard's pool.
     pub(crate) fn is_pooled(&self) -> bool {
-        self.0.is_pooled()
+        matches!(&self.0, Hold::Own(lease) if lease.is_pooled())
+    }
+
+    /// The lease that it was made of, or one of its bytes.
+    pub(crate) fn into_lease(self) -> Lease {
+        match self.0 {
+            Hold::Own(lease) => lease,
+            Hold::Shared(part) => Lease::from_bytes(part.block.bytes().slice(part.from..part.to)),
+        }
     }
 
     /// Copies the bytes out of the pool, if they are in it.
     pub(crate) fn detach(self) -> Payload {
-        Payload(self.0.detach())
+        match self.0 {
+            Hold::Own(lease) => lease.detach().into(),
+            shared => Payload(shared),
+        }
+    }
+
+    /// See [`Lease::unpinned`].
+    pub(crate) fn unpinned(self, reserve: usize) -> Payload {
+        match self.0 {
+            Hold::Own(lease) => lease.unpinned(reserve).into(),
+            shared => Payload(shared),
+        }
     }
 }
 
@@ -33,7 +197,10 @@ impl Deref for Payload {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Hold::Own(lease) => lease,
+            Hold::Shared(part) => &part.block.bytes()[part.from..part.to],
+        }
     }
 }
 
@@ -49,15 +216,22 @@ impl fmt::Debug for Payload {
     }
 }
 
+impl Default for Payload {
+    /// No bytes.
+    fn default() -> Payload {
+        Bytes::new().into()
+    }
+}
+
 impl From<Lease> for Payload {
     fn from(lease: Lease) -> Payload {
-        Payload(lease)
+        Payload(Hold::Own(lease))
     }
 }
 
 impl From<Bytes> for Payload {
     fn from(bytes: Bytes) -> Payload {
-        Payload(Lease::from_bytes(bytes))
+        Lease::from_bytes(bytes).into()
     }
 }
 

@@ -1,10 +1,14 @@
-//! A pool of equal buffers, allocated once.
+//! A pool of equal buffers, allocated once and filled piece by piece.
 //!
 //! The memory belongs to a reference-counted [`Region`] that outlives the ring, the driver and every lease. A
-//! free buffer has exactly one home: the pool's free list, or the kernel's buffer ring that the driver fills
-//! from that list. A lent buffer is held by one [`Lease`], or by one [`Bytes`](bytes::Bytes) made from it,
-//! which may end on another thread; such a buffer comes home through a queue that can hold every buffer of the
-//! pool, so a return never fails and never blocks.
+//! buffer is in one of three places: *free*, in the pool's list; *filling*, in the kernel's ring or, where receives
+//! are attempted in user space, as the pool's current buffer; or *lent*. Each [`Lease`] holds a piece of a buffer,
+//! also while the rest of it is still filling; pieces never overlap. A buffer is free again when it is not filling
+//! any more and its last piece has ended.
+//!
+//! A lease that became [`Bytes`](bytes::Bytes) may end on another thread. It is counted there, and the first one
+//! to be counted names the buffer in a queue that can hold every buffer of the pool; so a return never fails and
+//! never blocks.
 //!
 //! This file must not submit operations or know who waits for a buffer; the shard asks [`Pool::is_low`].
 #![allow(unsafe_code)]
@@ -17,17 +21,44 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-/// Names one buffer of a pool.
+/// Names a buffer of a pool, and the piece of it that a receive has filled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct BufferId(pub(crate) u16);
+pub struct BufferId {
+    start: u32,
+    pub(crate) index: u16,
+    purpose: Purpose,
+}
+
+impl BufferId {
+    /// What the pool that it belongs to is for.
+    pub(crate) fn purpose(self) -> Purpose {
+        self.purpose
+    }
+}
+
+/// What a pool is for; a driver has one of each at most.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// Streams, whose bytes may be cut anywhere.
+    Streams,
+    /// Datagrams, each of which needs a buffer of its own.
+    Datagrams,
+}
 
 /// Most buffers a pool can have; the kernel's buffer rings end here too.
 pub(crate) const BUFFERS_MAX: usize = 32_768;
 
 const ALIGN: usize = 16;
 const PAGE: usize = 4096;
+
+/// Most bytes that one receive in user space asks for: one connection's bytes do not keep others waiting for long.
+const PIECE_MAX: usize = 64 * 1024;
+/// When less is left of a current buffer, or less than a quarter of a small one, the next one is taken.
+const REST_MIN: usize = 4096;
+/// What one of many receives that wait for a buffer is expected to take of it.
+const SERVING: usize = 16 * 1024;
 
 /// The memory of a pool. Freed when the last lease, `Bytes`, ring or pool that refers to it is gone.
 pub(crate) struct Region {
@@ -36,18 +67,19 @@ pub(crate) struct Region {
     /// Bytes before the first buffer.
     skipped: usize,
     buffer_bytes: usize,
-    count: usize,
-    /// Buffers whose `Bytes` ended, perhaps on another thread.
+    /// Per buffer, the pieces that ended as `Bytes` and have not been collected.
+    returned: Box<[AtomicU32]>,
+    /// Buffers whose count above is not zero, each once.
     returns: ArrayQueue<u16>,
     /// Set while somebody starves: a return must then wake the shard.
     hungry: AtomicBool,
     wake: Box<dyn Fn() + Send + Sync>,
 }
 
-// SAFETY: the memory is plain bytes; a buffer is reached only through its one lease or `Bytes`, or by the
-// kernel while neither exists (invariant 1), so no two threads touch the same buffer.
+// SAFETY: the memory is plain bytes; a piece of a buffer is reached only through its one lease or `Bytes`, and what
+// the kernel or a receive fills lies behind all pieces (invariant 1), so no two threads touch the same bytes.
 unsafe impl Send for Region {}
-// SAFETY: as above; `returns` and `hungry` are synchronised themselves.
+// SAFETY: as above; `returned`, `returns` and `hungry` are synchronised themselves.
 unsafe impl Sync for Region {}
 
 impl Region {
@@ -60,14 +92,13 @@ impl Region {
         // SAFETY: invariant 1 (memory rules): the layout has a size above zero, as it includes a page.
         let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         let skipped = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        let returns = ArrayQueue::new(count);
         Some(Arc::new(Region {
             memory,
             layout,
             skipped,
             buffer_bytes,
-            count,
-            returns,
+            returned: (0..count).map(|_| AtomicU32::new(0)).collect(),
+            returns: ArrayQueue::new(count),
             hungry: AtomicBool::new(false),
             wake,
         }))
@@ -77,16 +108,25 @@ impl Region {
         self.buffer_bytes
     }
 
-    pub(crate) fn pointer(&self, id: BufferId) -> *mut u8 {
-        assert!((id.0 as usize) < self.count, "the pool has no buffer {}", id.0);
-        // SAFETY: invariant 1: the index was checked, so the offset stays inside the one allocation.
-        unsafe { self.memory.as_ptr().add(self.skipped + id.0 as usize * self.buffer_bytes) }
+    fn count(&self) -> usize {
+        self.returned.len()
     }
 
-    /// A buffer comes home from wherever its `Bytes` ended.
-    pub(crate) fn give_back(&self, id: BufferId) {
-        let pushed = self.returns.push(id.0);
-        debug_assert!(pushed.is_ok(), "the queue holds every buffer of the pool");
+    pub(crate) fn pointer(&self, index: u16) -> *mut u8 {
+        assert!((index as usize) < self.count(), "the pool has no buffer {index}");
+        // SAFETY: invariant 1: the index was checked, so the offset stays inside the one allocation.
+        unsafe { self.memory.as_ptr().add(self.skipped + index as usize * self.buffer_bytes) }
+    }
+
+    /// A piece comes home from wherever its `Bytes` ended.
+    pub(crate) fn give_back(&self, index: u16) {
+        // Whoever collects takes the name out of the queue first and the count after it, so a count above zero is
+        // named already, or about to be by the thread that made it one; that thread looks at the flag, too.
+        if self.returned[index as usize].fetch_add(1, Ordering::SeqCst) > 0 {
+            return;
+        }
+        let pushed = self.returns.push(index);
+        debug_assert!(pushed.is_ok(), "the queue holds every buffer of the pool, and each once");
         if self.hungry.load(Ordering::SeqCst) {
             (self.wake)();
         }
@@ -102,11 +142,11 @@ impl Drop for Region {
 
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Region({} x {} bytes)", self.count, self.buffer_bytes)
+        write!(f, "Region({} x {} bytes)", self.count(), self.buffer_bytes)
     }
 }
 
-/// Equal buffers, allocated once, lent as [`Lease`]s.
+/// Equal buffers, allocated once, lent in pieces as [`Lease`]s.
 ///
 /// A clone names the same pool. A pool is `!Send`: it belongs to its shard's thread.
 #[derive(Clone, Debug)]
@@ -118,31 +158,56 @@ pub struct Pool {
 #[derive(Debug)]
 pub(crate) struct Home {
     region: Arc<Region>,
+    purpose: Purpose,
+    /// What came home last goes first: the processor's caches still have it.
     free: RefCell<Vec<u16>>,
-    /// Buffers that lie in the kernel's ring: free, but not ours to lend.
+    buffers: Box<[Buffer]>,
+    /// The buffer that receives in user space fill.
+    current: Cell<Option<u16>>,
     in_kernel: Cell<usize>,
-    low_water: usize,
+    /// Bytes that the kernel has filled since somebody asked.
+    drawn: Cell<usize>,
+    /// A receive found no buffer since somebody asked.
+    starved: Cell<bool>,
     zero_on_return: bool,
     lent: Cell<u64>,
     returned: Cell<u64>,
 }
 
+/// What is known of a buffer.
+#[derive(Debug)]
+struct Buffer {
+    place: Cell<Place>,
+    /// Pieces that are held.
+    pieces: Cell<u32>,
+    /// Where the next piece begins.
+    filled: Cell<u32>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    Free,
+    Filling,
+    Lent,
+}
+
 impl Pool {
-    /// A pool of `count` buffers of `buffer_bytes` each.
+    /// A pool of `count` buffers of `buffer_bytes` each, for streams.
     ///
     /// The memory is zeroed and taken from the system lazily, page by page, as buffers are first used.
-    /// `wake` is called, from any thread, when a buffer comes home while [`set_hungry`](Self::set_hungry) is on.
+    /// `wake` is called, from any thread, when a piece comes home while [`set_hungry`](Self::set_hungry) is on.
     ///
     /// # Panics
     ///
     /// If either number is zero, `count` exceeds 32 768, or there is not enough memory.
     pub fn new(count: usize, buffer_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) -> Pool {
-        Pool::try_new(count, buffer_bytes, false, wake).expect("memory for a pool")
+        Pool::try_new(Purpose::Streams, count, buffer_bytes, false, wake).expect("memory for a pool")
     }
 
     /// As [`new`](Self::new), or nothing if there is not enough memory; with `zero_on_return` a buffer is overwritten
     /// with zeros when it comes home.
-    pub fn try_new(
+    pub(crate) fn try_new(
+        purpose: Purpose,
         count: usize,
         buffer_bytes: usize,
         zero_on_return: bool,
@@ -150,12 +215,17 @@ impl Pool {
     ) -> Option<Pool> {
         assert!(count > 0 && buffer_bytes > 0, "a pool needs at least one buffer of at least one byte");
         assert!(count <= BUFFERS_MAX, "a pool has at most {BUFFERS_MAX} buffers");
-        let free = (0..count as u16).rev().collect();
+        assert!(u32::try_from(buffer_bytes).is_ok(), "a buffer has less than 4 GiB");
+        let unused = || Buffer { place: Cell::new(Place::Free), pieces: Cell::new(0), filled: Cell::new(0) };
         let home = Home {
             region: Region::new(count, buffer_bytes, wake)?,
-            free: RefCell::new(free),
+            purpose,
+            free: RefCell::new((0..count as u16).rev().collect()),
+            buffers: (0..count).map(|_| unused()).collect(),
+            current: Cell::new(None),
             in_kernel: Cell::new(0),
-            low_water: (count / 4).max(1),
+            drawn: Cell::new(0),
+            starved: Cell::new(false),
             zero_on_return,
             lent: Cell::new(0),
             returned: Cell::new(0),
@@ -170,21 +240,27 @@ impl Pool {
 
     /// Buffers in all.
     pub fn count(&self) -> usize {
-        self.home.region.count
+        self.home.region.count()
     }
 
-    /// Buffers nobody holds, those in the kernel's ring included.
+    /// Buffers that can be received into: free ones, and those that are filling.
     pub fn available(&self) -> usize {
-        self.home.free.borrow().len() + self.home.in_kernel.get()
+        self.home.available()
     }
 
-    /// True while fewer than a quarter of the buffers are available: data that has to wait is then copied
-    /// out of its buffer, and starved receives stay unarmed.
+    /// How many receives the available buffers may serve, a piece of middling size each.
+    pub(crate) fn servings(&self) -> usize {
+        let each = if self.home.purpose == Purpose::Streams { self.buffer_bytes() / SERVING } else { 1 };
+        self.available() * each.max(1)
+    }
+
+    /// True while no more than a quarter of the buffers is available: data that has to wait is then copied
+    /// out of its buffer.
     pub fn is_low(&self) -> bool {
-        self.available() < self.home.low_water
+        self.home.is_short_for(usize::MAX, 4)
     }
 
-    /// Buffers ever lent and ever returned; equal when nobody holds one.
+    /// Pieces ever lent and ever returned; equal when nobody holds one.
     pub fn ledger(&self) -> (u64, u64) {
         (self.home.lent.get(), self.home.returned.get())
     }
@@ -194,54 +270,135 @@ impl Pool {
         self.home.region.hungry.store(hungry, Ordering::SeqCst);
     }
 
-    /// Takes home the buffers that came back from other threads.
+    /// Takes home the pieces that came back from other threads.
     pub fn collect(&self) {
-        while let Some(id) = self.home.region.returns.pop() {
-            self.home.take_home(BufferId(id));
+        let Home { region, .. } = &*self.home;
+        while let Some(index) = region.returns.pop() {
+            let pieces = region.returned[index as usize].swap(0, Ordering::SeqCst);
+            self.home.give_back(index, pieces);
         }
     }
 
-    /// Takes a free buffer to receive into; nothing if none is free.
+    /// Takes a free buffer whole, to receive into; nothing if none is free.
     pub(crate) fn take(&self) -> Option<BufferId> {
-        let id = self.home.free.borrow_mut().pop()?;
-        self.home.lent.set(self.home.lent.get() + 1);
-        Some(BufferId(id))
+        let index = self.home.free.borrow_mut().pop()?;
+        let buffer = &self.home.buffers[index as usize];
+        buffer.place.set(Place::Lent);
+        buffer.filled.set(self.buffer_bytes() as u32);
+        Some(self.home.cut(index, 0))
     }
 
-    /// Gives back a buffer that [`take`](Self::take) or the kernel gave, unused.
+    /// Gives back what [`take`](Self::take), [`carve`](Self::carve) or the kernel gave, unused.
     pub(crate) fn untake(&self, id: BufferId) {
-        self.home.take_home(id);
+        self.home.give_back(id.index, 1);
     }
 
-    /// Where the kernel may write while the buffer is taken or in its ring.
+    /// Where the buffer, or the piece, begins.
     pub(crate) fn pointer(&self, id: BufferId) -> *mut u8 {
-        self.home.region.pointer(id)
+        assert!(id.start as usize <= self.buffer_bytes(), "{id:?} begins outside of its buffer");
+        // SAFETY: invariant 1: the offset stays inside the buffer.
+        unsafe { self.home.region.pointer(id.index).add(id.start as usize) }
     }
 
-    /// Makes the lease of a buffer that [`take`](Self::take) gave, or that the kernel picked and
-    /// [`left_kernel`](Self::left_kernel) recorded. `offset + len` bytes of it have been filled.
+    /// Where a receive in user space may write, and how much: the rest of the current buffer. Nothing if no buffer
+    /// is free. What it has written it takes with [`carve`](Self::carve), before anybody else asks.
+    pub(crate) fn room(&self) -> Option<(*mut u8, usize)> {
+        let home = &*self.home;
+        let index = match home.current.get() {
+            Some(index) => index,
+            None => {
+                let index = home.free.borrow_mut().pop()?;
+                home.buffers[index as usize].place.set(Place::Filling);
+                home.current.set(Some(index));
+                index
+            }
+        };
+        let buffer = &home.buffers[index as usize];
+        if buffer.pieces.get() == 0 {
+            // All of it has been read: the warm bytes at its beginning are used again.
+            home.wipe(index);
+        }
+        let id = BufferId { start: buffer.filled.get(), index, purpose: home.purpose };
+        let rest = self.buffer_bytes() - id.start as usize;
+        Some((self.pointer(id), rest.min(PIECE_MAX)))
+    }
+
+    /// Takes the first `bytes` of the [`room`](Self::room), which have been received.
+    pub(crate) fn carve(&self, bytes: usize) -> BufferId {
+        let home = &*self.home;
+        let index = home.current.get().expect("there was room");
+        let id = home.fill(index, bytes);
+        let rest = self.buffer_bytes() - home.buffers[index as usize].filled.get() as usize;
+        if rest < REST_MIN.min(self.buffer_bytes() / 4).max(1) {
+            home.current.set(None);
+            home.stop_filling(index);
+        }
+        id
+    }
+
+    /// Makes the lease of a piece that [`take`](Self::take) or [`carve`](Self::carve) gave, or that the kernel has
+    /// filled and [`left_kernel`](Self::left_kernel) recorded. `offset + len` bytes of it have been filled.
     pub(crate) fn lend(&self, id: BufferId, offset: usize, len: usize) -> Lease {
-        Lease::from_pool(Rc::clone(&self.home), id, offset, len)
+        let filled = self.home.buffers[id.index as usize].filled.get() as usize;
+        let start = id.start as usize + offset;
+        assert!(
+            start + len <= filled,
+            "a completion claims {len} bytes from {start} on, where {filled} were filled"
+        );
+        Lease::from_pool(Rc::clone(&self.home), id.index, start as u32, len as u32)
     }
 
-    /// Moves every free buffer to the kernel's ring; `each` publishes one.
-    pub(crate) fn move_to_kernel(&self, mut each: impl FnMut(BufferId)) {
-        let mut free = self.home.free.borrow_mut();
-        self.home.in_kernel.set(self.home.in_kernel.get() + free.len());
-        for id in free.drain(..) {
-            each(BufferId(id));
+    /// Moves at most `count` free buffers to the kernel's ring; `each` publishes one.
+    pub(crate) fn move_to_kernel(&self, count: usize, mut each: impl FnMut(u16, *mut u8)) {
+        let home = &*self.home;
+        let mut free = home.free.borrow_mut();
+        let going = free.len().saturating_sub(count)..;
+        home.in_kernel.set(home.in_kernel.get() + free.len() - going.start);
+        for index in free.drain(going).rev() {
+            let buffer = &home.buffers[index as usize];
+            buffer.place.set(Place::Filling);
+            buffer.filled.set(0);
+            each(index, home.region.pointer(index));
         }
     }
 
-    /// Whether [`move_to_kernel`](Self::move_to_kernel) has anything to do.
+    /// Sets a free buffer aside for a receive: it counts as the kernel's until [`left_kernel`](Self::left_kernel).
+    pub(crate) fn set_aside(&self) -> Option<BufferId> {
+        let mut aside = None;
+        self.move_to_kernel(1, |index, _| aside = Some(index));
+        aside.map(|index| BufferId { start: 0, index, purpose: self.home.purpose })
+    }
+
+    /// Buffers in the kernel's ring.
+    pub(crate) fn in_kernel(&self) -> usize {
+        self.home.in_kernel.get()
+    }
+
+    /// Whether buffers are free that the kernel does not have.
     pub(crate) fn has_free(&self) -> bool {
         !self.home.free.borrow().is_empty()
     }
 
-    /// Records that the kernel picked a buffer from its ring.
-    pub(crate) fn left_kernel(&self) {
-        self.home.in_kernel.set(self.home.in_kernel.get() - 1);
-        self.home.lent.set(self.home.lent.get() + 1);
+    /// Records that the kernel has filled the next `bytes` of a buffer, which `stays` in its ring for more.
+    pub(crate) fn left_kernel(&self, index: u16, bytes: usize, stays: bool) -> BufferId {
+        let home = &*self.home;
+        let id = home.fill(index, bytes);
+        home.drawn.set(home.drawn.get() + bytes);
+        if !stays {
+            home.in_kernel.set(home.in_kernel.get() - 1);
+            home.stop_filling(index);
+        }
+        id
+    }
+
+    /// Records that a receive found no buffer.
+    pub(crate) fn note_starved(&self) {
+        self.home.starved.set(true);
+    }
+
+    /// The bytes that the kernel has filled, and whether a receive has starved, since the last call.
+    pub(crate) fn take_demand(&self) -> (usize, bool) {
+        (self.home.drawn.take(), self.home.starved.take())
     }
 
     /// Keeps the memory alive for the holder's lifetime.
@@ -255,92 +412,79 @@ impl Home {
         &self.region
     }
 
-    pub(crate) fn take_home(&self, id: BufferId) {
-        if self.zero_on_return {
-            // SAFETY: invariant 1: the buffer is nobody's at this point, neither a lease's nor the kernel's.
-            unsafe { self.region.pointer(id).write_bytes(0, self.region.buffer_bytes) }
+    fn available(&self) -> usize {
+        self.free.borrow().len() + self.in_kernel.get() + usize::from(self.current.get().is_some())
+    }
+
+    /// Whether a piece of so many bytes should not keep its buffer: any while no more than one in `reserve` of the buffers
+    /// is available, which includes the one that is filling, so the last one always comes home; and while less than half
+    /// is, one that is small against its buffer.
+    pub(crate) fn is_short_for(&self, bytes: usize, reserve: usize) -> bool {
+        let (available, count) = (self.available(), self.buffers.len());
+        let small = bytes <= self.region.buffer_bytes / 64;
+        available <= (count / reserve).max(1) || (small && available < count / 2)
+    }
+
+    /// Takes the next `bytes` of a buffer that is filling.
+    fn fill(&self, index: u16, bytes: usize) -> BufferId {
+        let buffer = &self.buffers[index as usize];
+        assert_eq!(buffer.place.get(), Place::Filling, "buffer {index} is not filling");
+        let start = buffer.filled.get();
+        let rest = self.region.buffer_bytes - start as usize;
+        assert!(bytes <= rest, "a completion claims {bytes} bytes of a buffer with {rest}");
+        buffer.filled.set(start + bytes as u32);
+        self.cut(index, start)
+    }
+
+    /// Lends a piece.
+    fn cut(&self, index: u16, start: u32) -> BufferId {
+        self.hold_again(index);
+        BufferId { start, index, purpose: self.purpose }
+    }
+
+    /// Lends a piece of what is lent already.
+    pub(crate) fn hold_again(&self, index: u16) {
+        let pieces = &self.buffers[index as usize].pieces;
+        pieces.set(pieces.get() + 1);
+        self.lent.set(self.lent.get() + 1);
+    }
+
+    /// A buffer is full, or the kernel is done with it.
+    fn stop_filling(&self, index: u16) {
+        let buffer = &self.buffers[index as usize];
+        buffer.place.set(Place::Lent);
+        if buffer.pieces.get() == 0 {
+            self.come_home(index);
         }
-        self.free.borrow_mut().push(id.0);
-        self.returned.set(self.returned.get() + 1);
+    }
+
+    /// So many pieces of a buffer have ended.
+    pub(crate) fn give_back(&self, index: u16, pieces: u32) {
+        let buffer = &self.buffers[index as usize];
+        let left = buffer.pieces.get().checked_sub(pieces).expect("a piece ends once");
+        buffer.pieces.set(left);
+        self.returned.set(self.returned.get() + u64::from(pieces));
+        if left == 0 && buffer.place.get() == Place::Lent {
+            self.come_home(index);
+        }
+    }
+
+    fn come_home(&self, index: u16) {
+        self.wipe(index);
+        self.buffers[index as usize].place.set(Place::Free);
+        self.free.borrow_mut().push(index);
+    }
+
+    /// Nobody holds a piece: the buffer begins anew.
+    fn wipe(&self, index: u16) {
+        let filled = self.buffers[index as usize].filled.replace(0);
+        if self.zero_on_return {
+            // SAFETY: invariant 1: no lease holds a piece of the buffer and the kernel does not have it; no more than
+            // `filled` bytes of it have been written.
+            unsafe { self.region.pointer(index).write_bytes(0, filled as usize) }
+        }
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pool(count: usize, bytes: usize) -> Pool {
-        Pool::new(count, bytes, Box::new(|| {}))
-    }
-
-    fn filled(pool: &Pool, bytes: &[u8]) -> Lease {
-        let id = pool.take().expect("a free buffer");
-        // SAFETY: the buffer was just taken, so it is ours alone, and it is large enough.
-        unsafe { pool.pointer(id).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
-        pool.lend(id, 0, bytes.len())
-    }
-
-    #[test]
-    fn a_lease_shows_filled_bytes_only_and_returns_itself() {
-        let pool = pool(2, 64);
-        let lease = filled(&pool, b"hello");
-        assert_eq!(&*lease, b"hello");
-        assert_eq!(pool.available(), 1);
-        drop(lease);
-        assert_eq!(pool.available(), 2);
-        assert_eq!(pool.ledger(), (1, 1));
-    }
-
-    #[test]
-    fn bytes_made_from_a_lease_come_home_from_another_thread() {
-        let pool = pool(1, 64);
-        let bytes = filled(&pool, b"across").into_bytes();
-        std::thread::spawn(move || assert_eq!(&bytes[..], b"across")).join().unwrap();
-        assert_eq!(pool.available(), 0);
-        pool.collect();
-        assert_eq!(pool.available(), 1);
-        assert_eq!(pool.ledger(), (1, 1));
-    }
-
-    #[test]
-    fn leases_and_bytes_outlive_the_pool() {
-        let pool = pool(2, 64);
-        let lease = filled(&pool, b"one");
-        let bytes = filled(&pool, b"two").into_bytes();
-        drop(pool);
-        assert_eq!((&*lease, &bytes[..]), (&b"one"[..], &b"two"[..]));
-    }
-
-    #[test]
-    fn a_return_from_elsewhere_wakes_a_hungry_pool_only() {
-        let woken = Arc::new(AtomicBool::new(false));
-        let seen = Arc::clone(&woken);
-        let pool = Pool::new(1, 8, Box::new(move || seen.store(true, Ordering::SeqCst)));
-        drop(filled(&pool, b"a").into_bytes());
-        assert!(!woken.load(Ordering::SeqCst));
-        pool.collect();
-        pool.set_hungry(true);
-        drop(filled(&pool, b"a").into_bytes());
-        assert!(woken.load(Ordering::SeqCst));
-    }
-
-    #[test]
-    fn stale_bytes_are_never_shown_and_zeroing_erases_them() {
-        let pool = Pool::try_new(1, 16, true, Box::new(|| {})).expect("a little memory");
-        drop(filled(&pool, b"secret"));
-        let id = pool.take().unwrap();
-        let lease = pool.lend(id, 0, 16);
-        assert_eq!(&*lease, &[0; 16]);
-    }
-
-    #[test]
-    fn a_leaked_lease_is_a_leak_and_nothing_else() {
-        let pool = pool(2, 8);
-        let leaked = std::mem::ManuallyDrop::new(filled(&pool, b"x"));
-        assert_eq!(pool.available(), 1);
-        drop(pool);
-        assert_eq!(&**leaked, b"x", "its memory stays as long as it could be used");
-        // Freed in the end, so that checkers of leaks have nothing to report.
-        drop(std::mem::ManuallyDrop::into_inner(leaked));
-    }
-}
+mod tests;

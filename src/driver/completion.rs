@@ -1,7 +1,8 @@
 //! The one shape in which every backend reports, and what the driver makes of it.
 #![forbid(unsafe_code)]
 
-use super::op::Op;
+use super::datagram::{Outgoing, Segments};
+use super::op::{Op, Spliced};
 use super::sys::descriptor::Descriptor;
 use super::token::Token;
 use crate::buf::{Batch, BufferId, Lease, Payload};
@@ -57,15 +58,24 @@ pub enum Done {
     FilledFrom(Result<(usize, SocketAddr), Error>, Vec<u8>),
     /// A standing receive of datagrams.
     Datagram(Result<Datagram, Error>),
-    /// No buffer was free for a standing receive, which has ended.
+    /// Datagrams that arrived together.
+    Datagrams(Result<Vec<Segments>, Error>),
+    /// Datagrams that were sent, each with what came of it.
+    SentDatagrams(Vec<Outgoing>),
+    /// No buffer was at hand for a standing receive, which has ended. A kernel has only a part of the free buffers,
+    /// which grows with the next [`wait`](super::Driver::wait); arm the receive again if some are free.
     Starved,
     /// Bytes of this payload were sent, or written to a file.
     Sent(Result<usize, Error>, Payload),
+    /// As `Sent`, of a zero-copy send of which the kernel says that it copied all the same.
+    SentCopied(Result<usize, Error>, Payload),
     /// Bytes of this batch were sent.
     SentBatch(Result<usize, Error>, Batch),
     /// A zero-copy send has sent these many bytes; the kernel still reads the buffer until the terminal
     /// completion.
     SentEarly(Result<usize, Error>),
+    /// A splice has ended.
+    Spliced(Result<Spliced, Error>),
 }
 
 /// What a standing receive of a stream brought.
@@ -79,16 +89,7 @@ pub enum Received {
     Failed(Error),
 }
 
-/// A datagram that was received.
-#[derive(Debug)]
-pub struct Datagram {
-    /// Its bytes, perhaps none.
-    pub lease: Lease,
-    /// Its sender.
-    pub from: SocketAddr,
-    /// Whether its end was cut off because the buffer was too small.
-    pub truncated: bool,
-}
+pub use super::datagram::Datagram;
 
 /// A submission that was refused, with the operation given back.
 pub type Refused = crate::error::Full<Op>;

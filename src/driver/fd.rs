@@ -49,6 +49,7 @@ impl FdRef {
     }
 
     /// The descriptor, for calls on it.
+    #[inline]
     pub(crate) fn descriptor(&self) -> &Descriptor {
         self.0.fd.as_ref().expect("a live descriptor is open")
     }

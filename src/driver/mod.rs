@@ -13,14 +13,18 @@
 //! Between `wait` and the next call the driver is not borrowed by anything; foreign code never runs inside it.
 
 pub mod completion;
+pub mod datagram;
 mod fd;
 pub mod op;
+pub(crate) mod pipes;
+mod pools;
 mod slot;
 pub(crate) mod sys;
 mod token;
 
 pub use completion::{Completion, Done, RawCompletion};
 pub use fd::FdRef;
+pub(crate) use pools::Pools;
 pub use sys::Wake;
 pub use sys::descriptor::Descriptor;
 pub(crate) use sys::host::{Host, Rare, interruption};
@@ -30,15 +34,16 @@ use crate::buf::Pool;
 use crate::config::{Config, Warning};
 use crate::counters::Counters;
 use crate::error::Full;
-use crate::report::BackendReport;
+use crate::report::{BackendReport, Capability};
+use datagram::Exchange;
 use fd::Census;
-use op::{Close, Op};
+use op::{Close, Op, Transit};
+use pipes::Pipes;
 use slot::Slots;
 use std::fmt;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
-use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use sys::{Backend, Workbench};
 
@@ -51,7 +56,10 @@ use sys::{Backend, Workbench};
 pub struct Driver {
     backend: Backend,
     slots: Slots,
-    pool: Pool,
+    pools: Pools,
+    pipes: Pipes,
+    /// Made for the first datagram socket.
+    exchange: Option<Rc<Exchange>>,
     census: Rc<Census>,
     report: BackendReport,
     config: Config,
@@ -73,22 +81,24 @@ impl Driver {
     /// do), or if the system is out of descriptors or memory.
     pub fn new(config: &Config) -> io::Result<Driver> {
         let limits = &config.limits;
-        limits.check().map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
-        let wake: Arc<OnceLock<Wake>> = Arc::default();
-        let wake_of_pool = Arc::clone(&wake);
-        let hungry = Box::new(move || {
-            if let Some(wake) = wake_of_pool.get() {
-                wake.wake();
+        limits
+            .check()
+            .and_then(|()| config.spin.check())
+            .map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
+        let (mut backend, report) = Backend::new(config)?;
+        let pools = match Pools::new(config, backend.stream_buffers(limits), backend.wake()) {
+            Ok(pools) => pools,
+            Err(error) => {
+                backend.release();
+                return Err(error);
             }
-        });
-        let pool = Pool::try_new(limits.buffers, limits.buffer_bytes, config.zero_on_return, hungry)
-            .ok_or(io::ErrorKind::OutOfMemory)?;
-        let (backend, report) = Backend::new(config, &pool)?;
-        let _ = wake.set(backend.wake());
+        };
         Ok(Driver {
             backend,
             slots: Slots::new(limits.operations_max),
-            pool,
+            pools,
+            pipes: Pipes::new(limits),
+            exchange: None,
             census: Rc::default(),
             report,
             config: config.clone(),
@@ -106,9 +116,25 @@ impl Driver {
         &self.report
     }
 
-    /// The pool that standing receives fill.
+    /// The pool that standing receives of streams fill.
     pub fn pool(&self) -> &Pool {
-        &self.pool
+        &self.pools.streams
+    }
+
+    /// The pool that datagrams are received into, once there is one.
+    pub fn datagram_pool(&self) -> Option<&Pool> {
+        self.pools.datagrams.as_ref()
+    }
+
+    /// Takes home the buffers that came back from other threads.
+    pub(crate) fn collect_buffers(&self) {
+        self.pools.collect();
+    }
+
+    /// What stands between the two sockets of a [`Splice`](op::Splice). One of which the splices move fewer than
+    /// `worthwhile_bytes` on average ends them as too small.
+    pub fn transit(&self, worthwhile_bytes: usize) -> Transit {
+        Transit::new(&self.pipes, worthwhile_bytes)
     }
 
     /// What ends a [`wait`](Self::wait) from any thread.
@@ -186,9 +212,10 @@ impl Driver {
     /// # Errors
     ///
     /// Gives the operation back if [`Limits::operations_max`](crate::Limits) are in flight.
+    #[inline]
     pub fn submit(&mut self, op: impl Into<Op>, owner: u64) -> Result<Token, Full<Op>> {
         let op = op.into();
-        if self.backend.refuses() {
+        if self.backend.refuses() || self.prepare_pool(&op).is_err() {
             return Err(Full(op));
         }
         let token = self.slots.insert(op, owner)?;
@@ -198,6 +225,26 @@ impl Driver {
         }
         self.submitted += 1;
         Ok(token)
+    }
+
+    /// Makes the pool of datagrams before it is needed.
+    fn prepare_pool(&mut self, op: &Op) -> io::Result<()> {
+        if !matches!(op, Op::RecvMsgMulti(_)) || self.pools.datagrams.is_some() {
+            return Ok(());
+        }
+        let pool = self.pools.add_datagrams(&self.config, self.backend.wake())?;
+        let lowered = self.backend.serve_datagrams(pool);
+        self.lower(lowered);
+        Ok(())
+    }
+
+    /// Reports capabilities that turned out to be missing.
+    fn lower(&mut self, lowered: impl IntoIterator<Item = (Capability, String)>) {
+        for (capability, reason) in lowered {
+            self.report.capabilities.remove(capability);
+            self.report.lowered.push((capability, reason.clone()));
+            self.warnings.push(Warning::CapabilityLowered { capability, reason });
+        }
     }
 
     /// Closes a descriptor by an operation of its own, so that closing never blocks.
@@ -272,7 +319,7 @@ impl Driver {
     ///
     /// If the system refuses to wait at all, which leaves no way to go on.
     pub fn wait(&mut self, timeout: Option<Duration>, out: &mut Vec<RawCompletion>) -> io::Result<()> {
-        self.pool.collect();
+        self.pools.collect();
         if !self.retiring.is_empty() {
             self.close_retired();
         }
@@ -282,14 +329,34 @@ impl Driver {
         let mut lowered = Vec::new();
         let budget = out.len() + self.config.limits.completions_per_turn_max;
         let mut bench =
-            Workbench { slots: &mut self.slots, pool: &self.pool, out, lowered: &mut lowered, budget };
+            Workbench { slots: &mut self.slots, pools: &self.pools, out, lowered: &mut lowered, budget };
         let waited = self.backend.wait(&mut bench, timeout);
-        for (capability, reason) in lowered {
-            self.report.capabilities.remove(capability);
-            self.report.lowered.push((capability, reason.clone()));
-            self.warnings.push(Warning::CapabilityLowered { capability, reason });
+        if let Some(number) = self.exchange.as_ref().and_then(|exchange| exchange.refusal.take()) {
+            let reason = io::Error::from_raw_os_error(number).to_string();
+            lowered.push((Capability::SegmentedSend, format!("refused: {reason}")));
         }
+        self.lower(lowered);
         waited
+    }
+
+    /// The longest time for which it pays to look for news before a wait; none where looking is not cheap.
+    pub(crate) fn spin_bound(&self) -> Duration {
+        if self.backend.can_look() { self.config.spin.bound() } else { Duration::ZERO }
+    }
+
+    /// Hands submissions to the system as [`wait`](Self::wait) does, but takes nothing back.
+    ///
+    /// # Errors
+    ///
+    /// As [`wait`](Self::wait).
+    pub(crate) fn hand_over(&mut self) -> io::Result<()> {
+        self.backend.hand_over(&mut self.slots, &self.pools)
+    }
+
+    /// Whether a [`wait`](Self::wait) would find something at once. It takes nothing, so it may be asked any number of
+    /// times; it may say yes for nothing, never no for something.
+    pub(crate) fn has_news(&mut self) -> bool {
+        self.backend.has_news()
     }
 
     /// The next [`wait`](Self::wait) asks the system for everything that has arrived, up to its budget, even if it has
@@ -300,6 +367,7 @@ impl Driver {
 
     /// Turns a raw completion into what came of its operation; nothing if the operation was abandoned, or if the
     /// completion is stale (invariant 7).
+    #[inline]
     pub fn settle(&mut self, raw: RawCompletion) -> Option<Completion> {
         let token = raw.token;
         let Some(slot) = self.slots.get_mut(token) else {
@@ -308,12 +376,13 @@ impl Driver {
         };
         let (owner, abandoned) = (slot.owner, slot.is_abandoned());
         let done = if raw.more {
-            slot.op.more(raw, &self.pool)
+            slot.op.more(raw, self.pools.of_op(&slot.op))
         } else {
             let slot = self.slots.remove(token)?;
             self.completed += 1;
             self.canceled += u64::from(raw.result == -sys::CANCELED);
-            slot.op.finish(raw, &self.pool)
+            let pool = self.pools.of_op(&slot.op);
+            slot.op.finish(raw, pool)
         };
         if abandoned {
             self.discard(done);
@@ -331,7 +400,7 @@ impl Driver {
     fn on_stale(&mut self, raw: RawCompletion) {
         self.stale += 1;
         if let Some(buffer) = raw.buffer {
-            self.pool.untake(buffer);
+            self.pools.of_buffer(buffer).untake(buffer);
         }
     }
 
@@ -353,9 +422,10 @@ impl Driver {
         counters.completed = self.completed;
         counters.stale = self.stale;
         counters.canceled = self.canceled;
-        (counters.buffers_lent, counters.buffers_returned) = self.pool.ledger();
+        (counters.buffers_lent, counters.buffers_returned) = self.pools.ledger();
         counters.descriptors_opened = self.census.opened.get();
         counters.descriptors_closed = self.census.closed.get();
+        self.pipes.count(counters);
     }
 
     /// Cancels everything and reaps until nothing is in flight or [`Limits::drain_ms`](crate::Limits) have
@@ -398,7 +468,8 @@ impl Drop for Driver {
         }
         std::mem::forget(std::mem::replace(&mut self.slots, Slots::new(0)));
         std::mem::forget(std::mem::replace(&mut self.backend, Backend::Gone));
-        std::mem::forget(self.pool.clone());
+        std::mem::forget(self.pools.streams.clone());
+        std::mem::forget(self.pools.datagrams.clone());
     }
 }
 
@@ -412,125 +483,4 @@ impl fmt::Debug for Driver {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::op::{Nop, ReadAt};
-    use super::*;
-    use sys::script::Script;
-
-    fn driver(script: Script) -> Driver {
-        let config = Config::new().script(script).with_limits(|limits| {
-            (limits.operations_max, limits.buffers, limits.buffer_bytes) = (64, 4, 512);
-        });
-        Driver::new(&config).expect("a driver")
-    }
-
-    /// What the driver brings until nothing is in flight.
-    fn all(driver: &mut Driver) -> Vec<Completion> {
-        let (mut raw, mut all) = (Vec::new(), Vec::new());
-        while driver.in_flight() > 0 {
-            driver.wait(Some(Duration::from_millis(50)), &mut raw).expect("a wait");
-            all.extend(raw.drain(..).filter_map(|raw| driver.settle(raw)));
-        }
-        all
-    }
-
-    fn settled(driver: &Driver) -> Counters {
-        let mut counters = Counters::default();
-        driver.count(&mut counters);
-        counters.settled().expect("the ledger is settled");
-        counters
-    }
-
-    /// Taken with `adopt_accepted`, as Miri cannot ask whether a file blocks.
-    fn file() -> Descriptor {
-        std::fs::File::open(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml")).expect("a file").into()
-    }
-
-    #[test]
-    fn a_calm_script_completes_in_order_of_submission() {
-        let mut driver = driver(Script::calm(1));
-        let tokens: Vec<_> = (0..20).map(|owner| driver.submit(Nop, owner).unwrap()).collect();
-        let completed = all(&mut driver);
-        assert!(completed.iter().map(|completion| completion.token).eq(tokens));
-        assert!(completed.iter().map(|completion| completion.owner).eq(0..20));
-        settled(&driver);
-    }
-
-    #[test]
-    fn a_rough_script_completes_each_once_in_another_order() {
-        let mut driver = driver(Script::rough(5));
-        let tokens: Vec<_> = (0..40).map(|owner| driver.submit(Nop, owner).unwrap()).collect();
-        let mut order: Vec<_> = all(&mut driver).iter().map(|completion| completion.owner).collect();
-        assert_ne!(order, (0..40).collect::<Vec<_>>());
-        order.sort_unstable();
-        assert_eq!((order, tokens.len()), ((0..40).collect(), 40));
-        settled(&driver);
-    }
-
-    #[test]
-    fn a_cancelled_operation_ends_as_cancelled_or_late_as_a_success() {
-        let mut driver = driver(Script::rough(7));
-        let tokens: Vec<_> = (0..40).map(|owner| driver.submit(Nop, owner).unwrap()).collect();
-        tokens.iter().for_each(|token| driver.cancel(*token));
-        let completed = all(&mut driver);
-        let is_success = |completion: &&Completion| matches!(completion.done, Done::Ended(Ok(())));
-        let successes = completed.iter().filter(is_success).count();
-        assert_eq!(completed.len(), 40);
-        assert!((1..40).contains(&successes), "{successes}");
-        assert_eq!(settled(&driver).canceled, 40 - successes as u64);
-    }
-
-    #[test]
-    fn a_cancelled_close_closes_all_the_same() {
-        for script in [Script::calm(1), Script::rough(2), Script::rough(3)] {
-            let mut driver = driver(script);
-            let fd = driver.adopt_accepted(file());
-            let token = driver.close(fd, 0).unwrap();
-            driver.cancel(token);
-            assert_eq!(all(&mut driver).len(), 1);
-            assert_eq!(settled(&driver).descriptors_closed, 1);
-        }
-    }
-
-    #[test]
-    fn an_abandoned_read_delivers_nothing_and_drops_its_buffer_at_its_end() {
-        let mut driver = driver(Script::rough(4));
-        let file = driver.adopt_accepted(file());
-        for _ in 0..10 {
-            let op = ReadAt { file: file.clone(), buffer: Vec::with_capacity(100), offset: 0 };
-            let token = driver.submit(op, 0).unwrap();
-            driver.abandon(token);
-            assert_eq!(driver.in_flight(), 1);
-            assert!(all(&mut driver).is_empty());
-        }
-        driver.retire(file);
-        settled(&driver);
-    }
-
-    #[test]
-    fn dropping_the_driver_gives_everything_back() {
-        let mut driver = driver(Script::rough(6));
-        let file = driver.adopt_accepted(file());
-        for _ in 0..10 {
-            driver.submit(Nop, 0).unwrap();
-            let op = ReadAt { file: file.clone(), buffer: Vec::with_capacity(100), offset: 0 };
-            driver.submit(op, 0).unwrap();
-        }
-        let census = Rc::clone(&driver.census);
-        driver.retire(file);
-        drop(driver);
-        assert_eq!((census.opened.get(), census.closed.get()), (1, 1));
-    }
-
-    #[test]
-    fn a_descriptor_in_use_is_not_given_away() {
-        let mut driver = driver(Script::calm(1));
-        let fd = driver.adopt_accepted(file());
-        let op = ReadAt { file: fd.clone(), buffer: Vec::with_capacity(10), offset: 0 };
-        driver.submit(op, 0).unwrap();
-        let fd = driver.release(fd).expect_err("an operation uses it");
-        assert_eq!(all(&mut driver).len(), 1, "which is not disturbed");
-        driver.retire(fd);
-        settled(&driver);
-    }
-}
+mod tests;

@@ -1,10 +1,12 @@
 //! [`Core`]: what the handles of a shard share, and the turn of its loop.
 #![forbid(unsafe_code)]
 
-use super::endpoint::Close;
+use super::endpoint::{Close, PLACES_AT_START};
 use super::engine::Engine;
+use super::event::Completion;
 use super::executor::Executor;
 use super::remote::{Job, Link, Message};
+use super::spin::Spins;
 use super::state::{Leftovers, State};
 use crate::config::Config;
 use crate::counters::Counters;
@@ -13,6 +15,7 @@ use crate::driver::{Driver, Rare, RawCompletion, interruption};
 use crate::error::{Error, Full};
 use crate::sync::yield_now;
 use std::cell::{Cell, OnceCell, RefCell};
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -35,12 +38,18 @@ pub(crate) struct Core {
     pub(crate) config: Config,
     blocking: OnceCell<BlockingPool>,
     parks: Cell<u64>,
+    spins: Spins,
     turns: Cell<u64>,
     /// The raw completions of a turn; kept so that the list need not be allocated anew.
     raw: RefCell<Vec<RawCompletion>>,
+    /// Completions on their way to the program; kept likewise.
+    handing: RefCell<VecDeque<Completion>>,
     /// The counters at the end.
     last: Cell<Counters>,
 }
+
+/// Completions for which a list keeps its memory from turn to turn.
+const KEPT_MAX: usize = 1024;
 
 /// A shard that ends looks at its closing endpoints this often.
 pub(crate) const END_LOOK: Duration = Duration::from_millis(10);
@@ -67,6 +76,37 @@ impl Turn {
     }
 }
 
+/// Completions of the completion API that are being handed out, a list at a time, so that the state is not borrowed for
+/// each. What is left when it is dropped, because the program panicked, is handed out next time.
+pub(crate) struct Handing<'a> {
+    core: &'a Core,
+    list: VecDeque<Completion>,
+}
+
+impl Handing<'_> {
+    #[inline]
+    pub(crate) fn next(&mut self) -> Option<Completion> {
+        if self.list.is_empty() {
+            let list = &mut self.list;
+            self.core.with(|state| std::mem::swap(&mut state.engine.events, list)).ok()?;
+        }
+        self.list.pop_front()
+    }
+}
+
+impl Drop for Handing<'_> {
+    fn drop(&mut self) {
+        let list = &mut self.list;
+        let _ = self.core.with(|state| {
+            list.append(&mut state.engine.events);
+            std::mem::swap(&mut state.engine.events, list);
+        });
+        // A burst does not keep its memory.
+        list.shrink_to(KEPT_MAX);
+        self.core.handing.replace(std::mem::take(list));
+    }
+}
+
 /// Makes a shard the current one of this thread until it is dropped.
 pub(crate) struct Entered(Option<Rc<Core>>);
 
@@ -86,6 +126,7 @@ impl Core {
     pub(crate) fn new(config: Config, blocking: Option<BlockingPool>) -> io::Result<Rc<Core>> {
         let driver = Driver::new(&config)?;
         let link = Link::new(config.limits.mailbox_max, driver.wake());
+        let spins = Spins::new(driver.spin_bound());
         let state = State::new(Engine::new(driver, config.limits.clone(), config.zero_copy_bytes_min));
         let cell = OnceCell::new();
         if let Some(blocking) = blocking {
@@ -93,13 +134,15 @@ impl Core {
         }
         Ok(Rc::new(Core {
             state: RefCell::new(Some(state)),
-            executor: Executor::default(),
+            executor: Executor::new(config.limits.endpoints_max.min(PLACES_AT_START)),
             link,
             config,
             blocking: cell,
             parks: Cell::new(0),
+            spins,
             turns: Cell::new(0),
             raw: RefCell::default(),
+            handing: RefCell::default(),
             last: Cell::default(),
         }))
     }
@@ -124,11 +167,17 @@ impl Core {
     }
 
     /// Works on the state; an error if the shard has ended.
+    #[inline]
     pub(crate) fn with<R>(&self, work: impl FnOnce(&mut State) -> R) -> Result<R, Error> {
         match self.state.borrow_mut().as_mut() {
             Some(state) => Ok(work(state)),
             None => Err(Error::ShardGone),
         }
+    }
+
+    /// Hands out what has completed.
+    pub(crate) fn hand_out(&self) -> Handing<'_> {
+        Handing { core: self, list: self.handing.take() }
     }
 
     /// Runs work that blocks, on the host's terms; the pool of threads for it is made at its first use.
@@ -184,19 +233,22 @@ impl Core {
         self.end_turn(turn)
     }
 
-    /// The half of a turn before its wait: prepares submissions, and announces a sleep so that other threads know
-    /// to wake it (invariant 13).
-    pub(crate) fn begin_turn(
-        &self,
-        wait: Option<Duration>,
-        woken: Option<&AtomicBool>,
-    ) -> Result<Turn, Error> {
+    /// The half of a turn before its wait: prepares submissions, spins if that pays, and announces a sleep so that
+    /// other threads know to wake it (invariant 13).
+    ///
+    /// # Errors
+    ///
+    /// If the shard has ended, or the system takes no submissions at all.
+    pub(crate) fn begin_turn(&self, wait: Option<Duration>, woken: Option<&AtomicBool>) -> io::Result<Turn> {
         self.turns.set(self.turns.get() + 1);
         interruption();
         let is_woken = || woken.is_some_and(|woken| woken.load(Ordering::Acquire));
         let wait = if is_woken() || self.executor.has_ready() { Some(Duration::ZERO) } else { wait };
         let mut turn =
             Turn { wait: self.with(|state| state.prepare(wait, woken.is_none()))?, announced: false };
+        if turn.wait != Some(Duration::ZERO) && self.spins.is_due() {
+            turn.wait = self.spin(turn.wait, &is_woken)?;
+        }
         if turn.wait != Some(Duration::ZERO) {
             self.link.parking.prepare();
             interruption();
@@ -207,9 +259,26 @@ impl Core {
                 turn.wait = Some(Duration::ZERO);
             } else {
                 self.parks.set(self.parks.get() + 1);
+                self.spins.on_sleep();
             }
         }
         Ok(turn)
+    }
+
+    /// Hands over what is to be submitted, then watches for completions, messages and wakes for a while: how much
+    /// of the wait is left. It only looks, so whatever it finds is still there for the wait.
+    fn spin(&self, wait: Option<Duration>, is_woken: &dyn Fn() -> bool) -> io::Result<Option<Duration>> {
+        self.with(|state| {
+            let driver = &mut state.engine.driver;
+            driver.hand_over()?;
+            let host = &self.config.host;
+            let mut has_news = || driver.has_news() || self.link.has_mail() || is_woken();
+            // What is there already needs no spin and does not speak for one.
+            if has_news() {
+                return Ok(Some(Duration::ZERO));
+            }
+            Ok(self.spins.spin(wait, || host.now(), has_news))
+        })?
     }
 
     /// The half of a turn that waits, and what comes after.
@@ -223,6 +292,7 @@ impl Core {
             let waited = state.engine.driver.wait(turn.wait, &mut raw);
             (waited, self.settle_turn(&turn, state, &mut raw))
         });
+        raw.shrink_to(KEPT_MAX);
         self.raw.replace(raw);
         let (waited, leftovers) = ended?;
         self.run_leftovers(leftovers);
@@ -277,6 +347,7 @@ impl Core {
     pub(crate) fn counters(&self) -> Counters {
         let mut counters = self.with(|state| state.count()).unwrap_or(self.last.get());
         counters.parks = self.parks.get();
+        (counters.spins, counters.spins_won) = self.spins.ledger();
         counters.turns = self.turns.get();
         counters.wakes = self.link.wakes();
         counters.panics = self.executor.panics();

@@ -1,86 +1,103 @@
-//! Datagram sockets: the inbound queue, and sends in flight.
+//! Datagram sockets: the inbound queue, and the batch that is being sent.
 //!
-//! A datagram that was accepted for sending goes out as one operation; several may be in flight. What one of
-//! them meets (too long, refused by the peer's host) is reported by the next call on the socket, as the socket
-//! itself would. Nothing is promised about the order of datagrams.
+//! Datagrams come and go in batches: one receive brings what is there, as far as there is room, and is renewed while
+//! the queue has room; what is queued during a turn leaves as one send. What a datagram meets (too long, refused by
+//! the peer's host) is reported by the next call on the socket, as the socket itself would. Nothing is promised
+//! about the order of datagrams.
+//!
+//! The queue holds what the kernel joined as it came; it is cut when it is read. Bounds count datagrams, not buffers.
 #![forbid(unsafe_code)]
 
 use super::endpoint::{Common, EndpointId};
 use super::engine::Engine;
 use super::event::Event;
 use super::waiter::{Waiter, Waiters};
-use crate::buf::Payload;
 use crate::driver::Token;
-use crate::driver::completion::{Completion, Datagram, Done};
-use crate::driver::op::{Op, RecvMsgMulti, SendTo};
+use crate::driver::completion::{Completion, Done};
+use crate::driver::datagram::{Datagram, Outgoing, SEGMENTED_BYTES_MAX, SEGMENTS_MAX, Segments};
+use crate::driver::op::{Op, RecvBatch, SendBatch};
 use crate::error::{Error, Full};
+use std::cell::Cell;
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::io;
+use std::rc::Rc;
+use std::task::Waker;
 
-/// Sends of one socket that are in flight at once.
-const IN_FLIGHT_MAX: usize = 256;
+/// Datagrams of one send; more leave with the next one, so that others have their turn.
+const BATCH_MAX: usize = 512;
 
 /// The state of a datagram socket.
 #[derive(Default)]
 pub(crate) struct Datagrams {
-    standing: Standing,
-    inbound: VecDeque<Datagram>,
+    receive: Receive,
+    inbound: VecDeque<Segments>,
+    /// Datagrams in the queue, counted singly.
+    inbound_datagrams: usize,
     inbound_bytes: usize,
     readers: Waiters,
-    outbound: VecDeque<Outgoing>,
-    /// In order of submission, in which most of them end.
-    in_flight: VecDeque<(Token, Option<u64>)>,
+    outbound: Vec<Outgoing>,
+    /// Datagrams to send, counted singly, those in flight included.
+    outbound_datagrams: usize,
+    sending: Option<Token>,
     writers: Waiters,
     /// What the last operation met.
     error: Option<Error>,
     dirty: bool,
+    /// The kernel may join datagrams.
+    joins: bool,
+    /// The kernel tells something with each datagram. Never lowered, so that nothing it still tells is missed.
+    control: Rc<Cell<bool>>,
 }
 
-struct Outgoing {
-    payload: Payload,
-    to: Option<SocketAddr>,
-    tag: Option<u64>,
-}
-
-/// The standing receive.
+/// The receive.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
-enum Standing {
+enum Receive {
     #[default]
     Idle,
     Armed(Token),
     /// Cancelled, and not yet ended.
     Ending,
-    /// Waits for a buffer or a slot.
+    /// Waits for a slot.
     Waiting,
+    /// Waits for a buffer, in line with others.
+    Starving,
+}
+
+/// What a socket can be asked for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Ask {
+    /// Datagrams that the kernel has joined.
+    Joined,
+    /// The congestion codepoint of each.
+    Ecn,
+    /// The local address of each.
+    Local,
 }
 
 /// What a reader finds.
-pub(crate) enum ReadFrom {
-    Datagram(Datagram),
+pub(crate) enum ReadFrom<T> {
+    Some(T),
     Failed(Error),
     Nothing,
 }
 
 impl Datagrams {
     pub(crate) fn on_completion(&mut self, core: &mut Common, engine: &mut Engine, completion: Completion) {
-        if let Done::Sent(result, payload) = completion.done {
-            self.on_sent(core, engine, completion.token, result, payload);
-            return;
+        if let Done::SentDatagrams(items) = completion.done {
+            return self.on_sent(core, engine, items);
         }
-        if !completion.more {
-            self.standing = Standing::Idle;
-        }
+        self.receive = Receive::Idle;
         match completion.done {
-            Done::Datagram(Ok(datagram)) => self.deliver(core, engine, datagram),
-            Done::Datagram(Err(Error::Canceled)) => {}
-            Done::Datagram(Err(error)) => self.on_error(core.id, engine, error),
+            Done::Datagrams(Ok(batch)) => self.deliver(core, engine, batch),
+            Done::Datagrams(Err(Error::Canceled)) => {}
+            Done::Datagrams(Err(error)) => self.on_error(core.id, engine, error),
             Done::Starved => {
-                self.standing = Standing::Waiting;
-                engine.starve(core.id);
+                self.receive = Receive::Starving;
+                engine.starve_for_datagrams(core.id);
             }
             other => debug_assert!(false, "a datagram socket got {other:?}"),
         }
-        if !completion.more && self.wants_more(engine) {
+        if self.wants_more(engine) {
             self.arm(core, engine);
         }
     }
@@ -88,61 +105,107 @@ impl Datagrams {
     pub(crate) fn on_turn(&mut self, core: &mut Common, engine: &mut Engine) {
         self.dirty = false;
         self.flush(core, engine);
-        if self.standing == Standing::Waiting {
-            self.standing = Standing::Idle;
+        // Who starves is in line already, and stands there once however often it has something to send.
+        let is_fed = self.receive == Receive::Starving && engine.has_datagram_buffers();
+        if is_fed || self.receive == Receive::Waiting {
+            self.receive = Receive::Idle;
         }
         if self.wants_more(engine) {
             self.arm(core, engine);
         }
     }
 
-    /// Whether the receive should stand: somebody waits, or somebody read before and the queue has room.
+    /// Whether to receive: somebody waits, or somebody read before and the queue has room.
     fn wants_more(&self, engine: &Engine) -> bool {
-        !self.readers.is_empty() || (!self.inbound.is_empty() && self.has_inbound_room(engine))
+        !self.readers.is_empty() || (!self.inbound.is_empty() && self.room(engine) > 0)
     }
 
-    fn has_inbound_room(&self, engine: &Engine) -> bool {
-        self.inbound.len() < engine.limits.datagrams_inbound_max
-            && self.inbound_bytes < engine.limits.inbound_bytes_max.max(engine.limits.buffer_bytes)
+    /// Datagrams that the queue may take.
+    fn room(&self, engine: &Engine) -> usize {
+        let limits = &engine.limits;
+        if self.inbound_bytes >= limits.inbound_bytes_max.max(limits.datagram_buffer_bytes) {
+            return 0;
+        }
+        limits.datagrams_inbound_max.saturating_sub(self.inbound_datagrams)
+    }
+
+    /// Sets what the kernel shall do or tell with datagrams that are received.
+    ///
+    /// # Errors
+    ///
+    /// If the system refuses; if buffers are too small for joined datagrams.
+    pub(crate) fn ask(&mut self, core: &Common, engine: &Engine, what: Ask, on: bool) -> io::Result<()> {
+        let socket = core.fd.as_ref().ok_or(Error::Closed)?.descriptor();
+        match what {
+            Ask::Joined => {
+                let bytes = engine.limits.datagram_buffer_bytes;
+                if on && bytes < SEGMENTED_BYTES_MAX {
+                    let text = format!(
+                        "Limits::datagram_buffer_bytes is {bytes}, joined datagrams take {SEGMENTED_BYTES_MAX}"
+                    );
+                    return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+                }
+                socket.set_joins_datagrams(on)?;
+                self.joins |= on;
+            }
+            Ask::Ecn => socket.set_tells_ecn(on)?,
+            Ask::Local => socket.set_tells_local(on)?,
+        }
+        self.control.set(self.control.get() || on);
+        Ok(())
     }
 
     fn arm(&mut self, core: &mut Common, engine: &mut Engine) {
-        if self.standing != Standing::Idle || !core.is_open() || !self.has_inbound_room(engine) {
+        let room = self.room(engine);
+        if self.receive != Receive::Idle || !core.is_open() || room == 0 {
             return;
         }
-        self.standing = match core.submit(engine, RecvMsgMulti { socket: core.fd().clone() }) {
-            Ok(token) => Standing::Armed(token),
-            Err(_) => Standing::Waiting,
+        // A message may hold so many datagrams.
+        let messages = if self.joins { room.div_ceil(SEGMENTS_MAX) } else { room };
+        let (socket, control) = (core.fd().clone(), Rc::clone(&self.control));
+        self.receive = match engine.driver.exchange(&socket) {
+            Ok(exchange) => match core.submit(engine, RecvBatch::new(socket, exchange, messages, control)) {
+                Ok(token) => Receive::Armed(token),
+                Err(_) => Receive::Waiting,
+            },
+            Err(error) => return self.on_error(core.id, engine, error.into()),
         };
     }
 
-    fn deliver(&mut self, core: &mut Common, engine: &mut Engine, datagram: Datagram) {
-        engine.bytes_in += datagram.lease.len() as u64;
-        engine.truncated += u64::from(datagram.truncated);
-        if !core.is_open() {
-            return;
+    fn deliver(&mut self, core: &mut Common, engine: &mut Engine, mut batch: Vec<Segments>) {
+        let low = engine.is_datagram_pool_low();
+        for segments in batch.drain(..) {
+            engine.bytes_in += segments.bytes().len() as u64;
+            engine.truncated += u64::from(segments.is_truncated());
+            if core.is_open() {
+                self.enqueue(core.id, engine, segments, low);
+            }
         }
-        if let Some((tag, more)) = self.readers.take_tag() {
-            let Datagram { lease, from, truncated } = datagram;
-            engine.emit(tag, core.id, more, Event::ReceivedFrom { lease, from, truncated });
-            return;
-        }
-        let low = engine.is_pool_low();
-        let Datagram { lease, from, truncated } = datagram;
-        let lease = if low { lease.detach() } else { lease };
-        self.inbound_bytes += lease.len();
-        engine.inbound_total += lease.len();
-        self.inbound.push_back(Datagram { lease, from, truncated });
-        self.readers.wake_all(engine);
-        if !self.has_inbound_room(engine) {
-            self.disarm(engine);
+        engine.driver.keep_datagram_list(batch);
+        if !self.inbound.is_empty() {
+            self.readers.wake_all(engine);
         }
     }
 
+    /// Gives datagrams to whom a submission waits, and keeps the rest.
+    fn enqueue(&mut self, id: EndpointId, engine: &mut Engine, mut segments: Segments, low: bool) {
+        while let Some((tag, more)) = self.readers.take_tag() {
+            if segments.count_left() == 1 {
+                return engine.emit(tag, id, more, received(segments.into_last()));
+            }
+            engine.emit(tag, id, more, received(segments.split_first()));
+        }
+        let segments = if low { segments.detach() } else { segments };
+        self.inbound_bytes += segments.bytes().len();
+        self.inbound_datagrams += segments.count_left();
+        engine.inbound_total += segments.bytes().len();
+        self.inbound.push_back(segments);
+    }
+
     fn disarm(&mut self, engine: &mut Engine) {
-        if let Standing::Armed(token) = self.standing {
+        if let Receive::Armed(token) = self.receive {
             engine.driver.cancel(token);
-            self.standing = Standing::Ending;
+            self.receive = Receive::Ending;
         }
     }
 
@@ -154,20 +217,60 @@ impl Datagrams {
         self.readers.wake_all(engine);
     }
 
-    /// Takes a datagram; puts the waiter in line and arms the receive if there is none.
+    /// Takes one datagram out of the queue.
+    fn pop(&mut self, engine: &mut Engine) -> Option<Datagram> {
+        let first = self.inbound.front_mut()?;
+        let datagram =
+            if first.count_left() > 1 { first.split_first() } else { self.inbound.pop_front()?.into_last() };
+        self.inbound_datagrams -= 1;
+        self.inbound_bytes -= datagram.lease.len();
+        engine.inbound_total -= datagram.lease.len();
+        Some(datagram)
+    }
+
+    /// Takes what the kernel has joined out of the queue.
+    fn pop_segments(&mut self, engine: &mut Engine) -> Option<Segments> {
+        let segments = self.inbound.pop_front()?;
+        self.inbound_datagrams -= segments.count_left();
+        self.inbound_bytes -= segments.bytes().len();
+        engine.inbound_total -= segments.bytes().len();
+        Some(segments)
+    }
+
+    /// Takes a datagram; puts the future in line and arms the receive if there is none.
     pub(crate) fn read(
         &mut self,
         core: &mut Common,
         engine: &mut Engine,
-        waiter: impl FnOnce() -> Waiter,
-    ) -> ReadFrom {
-        if let Some(datagram) = self.inbound.pop_front() {
-            self.inbound_bytes -= datagram.lease.len();
-            engine.inbound_total -= datagram.lease.len();
-            if self.standing == Standing::Idle {
+        waker: &Waker,
+    ) -> ReadFrom<Datagram> {
+        let taken = self.pop(engine);
+        self.found(core, engine, taken, waker)
+    }
+
+    /// Takes datagrams as the kernel has joined them; else as [`read`](Self::read).
+    pub(crate) fn read_segments(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        waker: &Waker,
+    ) -> ReadFrom<Segments> {
+        let taken = self.pop_segments(engine);
+        self.found(core, engine, taken, waker)
+    }
+
+    fn found<T>(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        taken: Option<T>,
+        waker: &Waker,
+    ) -> ReadFrom<T> {
+        if let Some(taken) = taken {
+            if self.receive == Receive::Idle {
                 self.arm(core, engine);
             }
-            return ReadFrom::Datagram(datagram);
+            return ReadFrom::Some(taken);
         }
         if let Some(error) = self.error.take() {
             return ReadFrom::Failed(error);
@@ -175,7 +278,7 @@ impl Datagrams {
         if !core.is_open() {
             return ReadFrom::Failed(Error::Closed);
         }
-        self.readers.push(waiter());
+        self.readers.push(Waiter::Future(waker.clone()));
         self.arm(core, engine);
         ReadFrom::Nothing
     }
@@ -195,10 +298,8 @@ impl Datagrams {
         if !core.is_open() {
             return Err(Error::Closed);
         }
-        while let Some(Datagram { lease, from, truncated }) = self.inbound.pop_front() {
-            self.inbound_bytes -= lease.len();
-            engine.inbound_total -= lease.len();
-            engine.emit(tag, core.id, standing, Event::ReceivedFrom { lease, from, truncated });
+        while let Some(datagram) = self.pop(engine) {
+            engine.emit(tag, core.id, standing, received(datagram));
             if !standing {
                 return Ok(());
             }
@@ -214,7 +315,7 @@ impl Datagrams {
         Ok(())
     }
 
-    /// Queues a datagram; gives it back if there is no room.
+    /// Queues a datagram, or several in one payload; gives it back if there is no room.
     ///
     /// # Errors
     ///
@@ -223,33 +324,39 @@ impl Datagrams {
         &mut self,
         core: &mut Common,
         engine: &mut Engine,
-        payload: Payload,
-        to: Option<SocketAddr>,
-        tag: Option<u64>,
-    ) -> Result<Result<(), Error>, Full<Payload>> {
+        mut item: Outgoing,
+    ) -> Result<Result<(), Error>, Full<Outgoing>> {
         if !core.is_open() {
-            engine.drop_payload(payload);
+            engine.drop_payload(item.payload);
             return Ok(Err(Error::Closed));
         }
         if let Some(error) = self.error.take() {
-            engine.drop_payload(payload);
+            engine.drop_payload(item.payload);
             return Ok(Err(error));
         }
-        let empty = self.outbound.is_empty() && self.in_flight.is_empty();
-        let full = self.outbound.len() + self.in_flight.len() >= engine.limits.datagrams_outbound_max
-            || engine.outbound_total + payload.len() > engine.limits.outbound_bytes_total_max;
+        let empty = self.outbound_datagrams == 0;
+        let full = self.outbound_datagrams >= engine.limits.datagrams_outbound_max
+            || engine.outbound_total + item.payload.len() > engine.limits.outbound_bytes_total_max;
         if full && !empty {
             engine.refusals += 1;
-            return Err(Full(payload));
+            return Err(Full(item));
         }
-        engine.outbound_total += payload.len();
-        let payload = if engine.is_pool_low() && !empty { payload.detach() } else { payload };
-        self.outbound.push_back(Outgoing { payload, to, tag });
+        engine.outbound_total += item.payload.len();
+        self.outbound_datagrams += item.datagrams();
+        item.payload = engine.made_to_leave(item.payload, !empty);
+        if self.outbound.capacity() == 0 {
+            self.outbound = engine.driver.take_outgoing_list();
+        }
+        self.outbound.push(item);
+        self.get_turn(core.id, engine);
+        Ok(Ok(()))
+    }
+
+    fn get_turn(&mut self, id: EndpointId, engine: &mut Engine) {
         if !self.dirty {
             self.dirty = true;
-            engine.dirty.push(core.id);
+            engine.dirty.push(id);
         }
-        Ok(Ok(()))
     }
 
     /// Waits for room to send.
@@ -258,53 +365,74 @@ impl Datagrams {
     }
 
     pub(crate) fn has_to_send(&self) -> bool {
-        !self.outbound.is_empty() || !self.in_flight.is_empty()
+        self.outbound_datagrams > 0
     }
 
+    /// Sends what is queued as one batch, if none is under way.
     fn flush(&mut self, core: &mut Common, engine: &mut Engine) {
-        while self.in_flight.len() < IN_FLIGHT_MAX {
-            let Some(Outgoing { payload, to, tag }) = self.outbound.pop_front() else { return };
-            let socket = core.fd().clone();
-            match core.submit(engine, SendTo { socket, payload, to }) {
-                Ok(token) => self.in_flight.push_back((token, tag)),
-                Err(Op::SendTo(SendTo { payload, .. })) => {
-                    return self.outbound.push_front(Outgoing { payload, to, tag });
-                }
-                Err(_) => return,
+        if self.sending.is_some() || self.outbound.is_empty() {
+            return;
+        }
+        let socket = core.fd().clone();
+        let exchange = match engine.driver.exchange(&socket) {
+            Ok(exchange) => exchange,
+            Err(error) => {
+                let error = Error::from(error);
+                let items = std::mem::take(&mut self.outbound);
+                return items
+                    .into_iter()
+                    .for_each(|item| self.settle(core.id, engine, item, Err(error.duplicate())));
             }
+        };
+        let mut batch = std::mem::take(&mut self.outbound);
+        let (mut count, mut datagrams) = (0, 0);
+        while count < batch.len() && datagrams < BATCH_MAX {
+            datagrams += batch[count].datagrams();
+            count += 1;
+        }
+        if count < batch.len() {
+            self.outbound = batch.split_off(count);
+        }
+        match core.submit(engine, SendBatch::new(socket, exchange, batch)) {
+            Ok(token) => self.sending = Some(token),
+            Err(Op::SendBatch(refused)) => {
+                let SendBatch { mut items, .. } = *refused;
+                items.append(&mut self.outbound);
+                self.outbound = items;
+            }
+            Err(_) => {}
         }
     }
 
-    fn on_sent(
-        &mut self,
-        core: &mut Common,
-        engine: &mut Engine,
-        token: Token,
-        result: Result<usize, Error>,
-        payload: Payload,
-    ) {
-        engine.release_outbound(payload.len());
-        engine.drop_payload(payload);
-        let index = self.in_flight.iter().position(|(other, _)| *other == token);
-        let tag = index.and_then(|index| self.in_flight.remove(index)).and_then(|(_, tag)| tag);
-        let failed = match result {
-            Ok(sent) => {
-                engine.bytes_out += sent as u64;
-                None
-            }
-            Err(error) => Some(error),
-        };
-        match (tag, failed) {
-            (Some(tag), None) => engine.emit(tag, core.id, false, Event::Sent),
-            (Some(tag), Some(error)) => engine.emit(tag, core.id, false, Event::Failed(error)),
-            (None, Some(error)) => self.on_error(core.id, engine, error),
-            (None, None) => {}
+    fn on_sent(&mut self, core: &mut Common, engine: &mut Engine, mut items: Vec<Outgoing>) {
+        self.sending = None;
+        for item in items.drain(..) {
+            let outcome = item.outcome();
+            self.settle(core.id, engine, item, outcome);
         }
-        if !self.outbound.is_empty() && !self.dirty {
-            self.dirty = true;
-            engine.dirty.push(core.id);
+        engine.driver.keep_outgoing_list(items);
+        if !self.outbound.is_empty() {
+            self.get_turn(core.id, engine);
         }
         self.writers.wake_all(engine);
+    }
+
+    /// A datagram has left, or will not.
+    fn settle(&mut self, id: EndpointId, engine: &mut Engine, item: Outgoing, outcome: Result<usize, Error>) {
+        self.outbound_datagrams -= item.datagrams();
+        engine.release_outbound(item.payload.len());
+        let tag = item.tag;
+        engine.drop_payload(item.payload);
+        match (tag, outcome) {
+            (tag, Ok(sent)) => {
+                engine.bytes_out += sent as u64;
+                if let Some(tag) = tag {
+                    engine.emit(tag, id, false, Event::Sent);
+                }
+            }
+            (Some(tag), Err(error)) => engine.emit(tag, id, false, Event::Failed(error)),
+            (None, Err(error)) => self.on_error(id, engine, error),
+        }
     }
 
     /// The socket closes.
@@ -313,20 +441,28 @@ impl Datagrams {
         self.readers.fail_all(engine, id, &Error::Closed);
         self.writers.fail_all(engine, id, &Error::Closed);
         engine.inbound_total -= self.inbound_bytes;
-        self.inbound_bytes = 0;
+        (self.inbound_bytes, self.inbound_datagrams) = (0, 0);
         self.inbound.clear();
         if !abort {
             return;
         }
-        for Outgoing { payload, tag, .. } in std::mem::take(&mut self.outbound) {
-            engine.release_outbound(payload.len());
-            engine.drop_payload(payload);
+        for item in std::mem::take(&mut self.outbound) {
+            self.outbound_datagrams -= item.datagrams();
+            engine.release_outbound(item.payload.len());
+            let tag = item.tag;
+            engine.drop_payload(item.payload);
             if let Some(tag) = tag {
                 engine.emit(tag, id, false, Event::Failed(Error::Closed));
             }
         }
-        for (token, _) in &self.in_flight {
-            engine.driver.cancel(*token);
+        if let Some(token) = self.sending {
+            engine.driver.cancel(token);
         }
     }
+}
+
+/// The event of a datagram.
+fn received(datagram: Datagram) -> Event {
+    let Datagram { lease, from, truncated, ecn, local } = datagram;
+    Event::ReceivedFrom { lease, from, truncated, ecn, local: local.map(Box::new) }
 }

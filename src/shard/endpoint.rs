@@ -16,14 +16,13 @@ use super::waiter::{Waiter, Waiters};
 use crate::driver::completion::Completion;
 use crate::driver::op::Op;
 use crate::driver::{FdRef, Token};
-use crate::error::Error;
 use slab::Slab;
 use std::fmt;
 
 /// Names an endpoint of one shard: a connection, a listener, a socket.
 ///
 /// An id is never used twice: one that outlives its endpoint names nothing, and calls with it answer
-/// [`Error::Closed`].
+/// [`Error::Closed`](crate::Error::Closed).
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct EndpointId(u64);
 
@@ -53,13 +52,21 @@ impl fmt::Debug for EndpointId {
 }
 
 /// The endpoints of a shard.
-#[derive(Default)]
 pub(crate) struct Endpoints {
     table: Slab<Endpoint>,
     generation: u32,
 }
 
+/// Places that a table begins with. Their memory is taken from the system as they are first used, whereas a table that
+/// grows leaves memory behind.
+pub(crate) const PLACES_AT_START: usize = 65_536;
+
 impl Endpoints {
+    /// A table for `max` endpoints.
+    pub(crate) fn new(max: usize) -> Endpoints {
+        Endpoints { table: Slab::with_capacity(max.min(PLACES_AT_START)), generation: 0 }
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.table.len()
     }
@@ -68,13 +75,14 @@ impl Endpoints {
         self.generation = self.generation.wrapping_add(1).max(1);
         let id = EndpointId::new(self.table.vacant_key(), self.generation);
         let endpoint = Endpoint {
-            core: Common { id, fd, in_flight: 0, life: Life::Open, closed: Waiters::default(), seat: None },
+            core: Common { id, fd, in_flight: 0, life: Life::Open, farewell: None, seat: None },
             kind,
         };
         self.table.insert(endpoint);
         id
     }
 
+    #[inline]
     pub(crate) fn get_mut(&mut self, id: EndpointId) -> Option<&mut Endpoint> {
         self.table.get_mut(id.index()).filter(|endpoint| endpoint.core.id == id)
     }
@@ -95,6 +103,8 @@ pub(crate) struct Endpoint {
     pub(crate) kind: Kind,
 }
 
+const _: () = assert!(size_of::<Endpoint>() <= 136);
+
 /// What every endpoint has.
 pub(crate) struct Common {
     pub(crate) id: EndpointId,
@@ -102,10 +112,18 @@ pub(crate) struct Common {
     /// Operations that have not had their terminal completion.
     pub(crate) in_flight: u32,
     pub(crate) life: Life,
-    /// Who waits for the end.
-    closed: Waiters,
+    farewell: Option<Box<Farewell>>,
     /// The place a connection takes in the counts of its group of listeners.
     pub(crate) seat: Option<super::share::Seat>,
+}
+
+/// What some closing endpoints have.
+#[derive(Default)]
+struct Farewell {
+    /// Who waits for the end.
+    closed: Waiters,
+    /// When what is still queued is dropped.
+    deadline: Option<TimerId>,
 }
 
 /// The life of an endpoint.
@@ -114,18 +132,17 @@ pub(crate) enum Life {
     /// In use.
     Open,
     /// Closing: no new work; queued bytes may still leave unless `abort`.
-    Closing { abort: bool, deadline: Option<TimerId> },
+    Closing { abort: bool },
     /// The close itself is in flight.
     Ending,
 }
 
 /// What kind of endpoint, with the state that is its own.
-#[expect(clippy::large_enum_variant, reason = "nearly all endpoints are streams")]
 pub(crate) enum Kind {
     Stream(Stream),
     Listener(Box<Listener>),
     Datagrams(Box<Datagrams>),
-    Single(Single),
+    Single(Box<Single>),
 }
 
 /// What is left to do after an endpoint was touched.
@@ -146,19 +163,22 @@ pub enum Close {
 }
 
 impl Common {
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
         self.life == Life::Open
     }
 
     pub(crate) fn is_aborting(&self) -> bool {
-        matches!(self.life, Life::Closing { abort: true, .. })
+        matches!(self.life, Life::Closing { abort: true })
     }
 
+    #[inline]
     pub(crate) fn fd(&self) -> &FdRef {
         self.fd.as_ref().expect("an endpoint that is not ending has its descriptor")
     }
 
     /// Submits an operation for this endpoint; gives it back if the table is full.
+    #[inline]
     pub(crate) fn submit(&mut self, engine: &mut Engine, op: impl Into<Op>) -> Result<Token, Op> {
         match engine.driver.submit(op, self.id.as_u64()) {
             Ok(token) => {
@@ -176,6 +196,7 @@ impl Common {
 
 impl Endpoint {
     /// One completion of one of its operations.
+    #[inline]
     pub(crate) fn on_completion(&mut self, engine: &mut Engine, completion: Completion) -> Fate {
         if !completion.more {
             self.core.in_flight -= 1;
@@ -197,6 +218,7 @@ impl Endpoint {
     }
 
     /// Its turn to submit what it has put off: sends, arms that found no slot or no buffer.
+    #[inline]
     pub(crate) fn on_turn(&mut self, engine: &mut Engine) -> Fate {
         if self.core.life != Life::Ending {
             match &mut self.kind {
@@ -211,16 +233,19 @@ impl Endpoint {
 
     /// Begins to close, or closes more harshly.
     pub(crate) fn close(&mut self, engine: &mut Engine, how: Close, waiter: Waiter) -> Fate {
-        self.core.closed.push(waiter);
+        if !waiter.is_none() {
+            self.core.farewell.get_or_insert_default().closed.push(waiter);
+        }
         let abort = how == Close::Abort;
         let begins = self.core.is_open();
         match &mut self.core.life {
-            life @ Life::Open => {
-                let deadline = (!abort).then(|| engine.start_close_deadline(self.core.id));
-                *life = Life::Closing { abort, deadline };
-            }
-            Life::Closing { abort: aborting, .. } => *aborting |= abort,
+            life @ Life::Open => *life = Life::Closing { abort },
+            Life::Closing { abort: aborting } => *aborting |= abort,
             Life::Ending => {}
+        }
+        if begins && self.has_to_leave() {
+            let deadline = engine.start_close_deadline(self.core.id);
+            self.core.farewell.get_or_insert_default().deadline = Some(deadline);
         }
         if abort {
             self.make_abortive();
@@ -248,19 +273,31 @@ impl Endpoint {
         }
     }
 
-    /// Closes the descriptor once nothing is in flight and nothing has to leave.
-    pub(crate) fn go_on_closing(&mut self, engine: &mut Engine) -> Fate {
-        let Life::Closing { abort, deadline } = self.core.life else { return Fate::Lives };
-        let has_to_leave = !abort
+    /// Whether something is queued that is to be sent before the end.
+    fn has_to_leave(&self) -> bool {
+        !self.core.is_aborting()
             && match &self.kind {
                 Kind::Stream(stream) => stream.has_to_send(),
                 Kind::Datagrams(datagrams) => datagrams.has_to_send(),
                 _ => false,
-            };
-        if has_to_leave || self.core.in_flight > 0 {
+            }
+    }
+
+    /// Goes on closing, if it has begun to.
+    #[inline]
+    fn go_on_closing(&mut self, engine: &mut Engine) -> Fate {
+        match self.core.life {
+            Life::Closing { .. } if self.core.in_flight == 0 => self.end(engine),
+            _ => Fate::Lives,
+        }
+    }
+
+    /// Closes the descriptor if nothing has to leave.
+    fn end(&mut self, engine: &mut Engine) -> Fate {
+        if self.has_to_leave() {
             return Fate::Lives;
         }
-        if let Some(deadline) = deadline {
+        if let Some(deadline) = self.core.farewell.as_mut().and_then(|farewell| farewell.deadline.take()) {
             engine.wheel.remove(deadline);
         }
         self.core.life = Life::Ending;
@@ -280,18 +317,19 @@ impl Endpoint {
 
     /// The close deadline has passed: what is still queued is dropped.
     pub(crate) fn on_close_deadline(&mut self, engine: &mut Engine) -> Fate {
-        if let Life::Closing { deadline, .. } = &mut self.core.life {
-            *deadline = None;
+        if let Some(farewell) = &mut self.core.farewell {
+            farewell.deadline = None;
         }
         self.close(engine, Close::Abort, Waiter::None)
     }
 
     fn over(&mut self, engine: &mut Engine) -> Fate {
         if let Kind::Stream(stream) = &mut self.kind {
-            stream.fail_outbound(self.core.id, engine, &Error::Closed);
-            drop(stream.take_inbound(engine));
+            stream.end_queues(self.core.id, engine);
         }
-        self.core.closed.notify_all(engine, self.core.id, || Event::Closed);
+        if let Some(farewell) = &mut self.core.farewell {
+            farewell.closed.notify_all(engine, self.core.id, || Event::Closed);
+        }
         Fate::Over
     }
 }

@@ -3,6 +3,7 @@
 
 use super::endpoint::EndpointId;
 use crate::buf::Lease;
+use crate::driver::datagram::{Ecn, LocalAddress};
 use crate::error::Error;
 use std::net::SocketAddr;
 
@@ -39,9 +40,15 @@ pub enum Event {
         from: SocketAddr,
         /// Whether its end was cut off because the receive buffer was too small.
         truncated: bool,
+        /// Its congestion codepoint, if the socket asks for it.
+        ecn: Option<Ecn>,
+        /// The address that it was sent to and its interface, if the socket asks for them.
+        local: Option<Box<LocalAddress>>,
     },
     /// All bytes of the payload, or the datagram, are with the kernel.
     Sent,
+    /// At most half of what the outbound queue may hold waits in it.
+    Writable,
     /// The direction is shut down.
     ShutDown,
     /// The time-out passed.

@@ -1,10 +1,11 @@
 //! Several shards at once: spawning and pinning threads, stopping, and what to do about panics.
 #![forbid(unsafe_code)]
 
+use super::pinning::Pinning;
 use super::remote::Remote;
 use super::share::{Distribution, Group};
 use super::{Core, Shard};
-use crate::config::Config;
+use crate::config::{Config, Spin};
 use crate::counters::Counters;
 use crate::driver::Descriptor;
 use crate::driver::sys::blocking::BlockingPool;
@@ -22,19 +23,6 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc};
 use std::task::{Poll, Waker};
 use std::thread;
 use std::time::Duration;
-
-/// Which processor each shard's thread runs on.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-#[non_exhaustive]
-pub enum Pinning {
-    /// Wherever the scheduler puts it.
-    #[default]
-    None,
-    /// Shard `n` on the `n`-th processor that the process may use, if there are enough of them; else as `None`.
-    PerShard,
-    /// Shard `n` on the `n`-th of these processors, starting over when the list ends.
-    On(Vec<usize>),
-}
 
 /// What happens when a shard's main future panics. A panic in a task is always contained: it reaches whoever
 /// joins the task and is counted.
@@ -283,10 +271,12 @@ impl ShardThread {
         M: Fn(Context) -> F,
         F: Future<Output = io::Result<()>> + 'static,
     {
-        self.pin();
+        let allowed = cpus::allowed();
+        let config = self.config(allowed.len());
+        self.pin(&allowed);
         let mut waits = true;
         loop {
-            let shard = match self.set_up() {
+            let shard = match self.set_up(config.clone()) {
                 Ok(shard) => shard,
                 Err(error) => {
                     let end = ShardEnd::failed(self.index, io::Error::new(error.kind(), error.to_string()));
@@ -310,23 +300,27 @@ impl ShardThread {
         }
     }
 
-    fn pin(&self) {
-        let cpu = match &self.builder.pinning {
-            Pinning::None => None,
-            Pinning::PerShard => {
-                let allowed = cpus::allowed();
-                (allowed.len() >= self.shared.remotes.len()).then(|| allowed[self.index])
-            }
-            Pinning::On(list) => (!list.is_empty()).then(|| list[self.index % list.len()]),
-        };
+    /// The configuration of this shard: one that shares a processor with another of the group does not spin unless
+    /// asked to.
+    fn config(&self, allowed: usize) -> Config {
+        let mut config = self.builder.config.clone();
+        let crowded = self.builder.pinning.is_crowded(self.index, self.shared.remotes.len(), allowed);
+        if crowded && config.spin == Spin::Auto {
+            config.spin = Spin::Off;
+        }
+        config
+    }
+
+    fn pin(&self, allowed: &[usize]) {
+        let cpu = self.builder.pinning.place(self.index, self.shared.remotes.len(), allowed);
         if let Some(cpu) = cpu {
             // A processor that may not be used is no reason not to serve.
             let _ = cpus::pin_current_thread(cpu);
         }
     }
 
-    fn set_up(&self) -> io::Result<Shard> {
-        let shard = Shard::with_pool(self.builder.config.clone(), Some(self.shared.blocking.clone()))?;
+    fn set_up(&self, config: Config) -> io::Result<Shard> {
+        let shard = Shard::with_pool(config, Some(self.shared.blocking.clone()))?;
         self.shared.set_remote(self.index, shard.remote());
         let _ = self.shared.reports[self.index].set(shard.report());
         Ok(shard)

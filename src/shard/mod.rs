@@ -11,13 +11,17 @@ mod endpoint;
 mod engine;
 mod event;
 mod executor;
+mod fanout;
 mod group;
+mod list;
 mod listener;
 mod mailbox;
 mod parking;
+mod pinning;
 mod remote;
 mod share;
 mod single;
+mod spin;
 mod state;
 #[cfg(feature = "sim")]
 mod step;
@@ -25,23 +29,26 @@ mod stream;
 mod timer;
 mod waiter;
 
-pub(crate) use datagram::ReadFrom;
+pub(crate) use datagram::{Ask, Datagrams, ReadFrom};
 pub use endpoint::{Close, EndpointId};
 pub(crate) use endpoint::{Common, Kind};
 pub(crate) use engine::{Engine, Timer};
 pub use event::{Completion, Event};
-pub(crate) use executor::spawn;
+pub(crate) use executor::{Home, spawn};
+pub(crate) use fanout::Members;
+pub use fanout::{Delivered, Departed, Departure, Slow};
 #[cfg(feature = "sim")]
 pub(crate) use group::SteppedGroup;
-pub use group::{Builder, Context, PanicPolicy, Pinning, Runtime, ShardEnd};
+pub use group::{Builder, Context, PanicPolicy, Runtime, ShardEnd};
 pub(crate) use listener::{Accepted, Listener};
+pub use pinning::Pinning;
 pub use remote::{Remote, Undelivered};
 pub use share::Distribution;
 pub(crate) use share::Share;
 pub(crate) use state::State;
 #[cfg(feature = "sim")]
 pub(crate) use step::{Program, Step, Stepper};
-pub(crate) use stream::{Read, Stream};
+pub(crate) use stream::{Paused, Read, Stream};
 pub(crate) use timer::TimerId;
 pub(crate) use waiter::Waiter;
 

@@ -1,12 +1,12 @@
 //! The way to a shard from other threads: messages, woken tasks, and the wake itself.
 #![forbid(unsafe_code)]
 
+use super::executor::Ready;
 use super::mailbox::{Mailbox, Refused};
 use super::parking::Parking;
 use super::share::Seat;
 use crate::driver::{Descriptor, Wake, interruption};
 use crate::error::Full;
-use async_task::Runnable;
 use crossbeam_queue::SegQueue;
 use std::fmt;
 use std::sync::Arc;
@@ -32,7 +32,7 @@ pub(crate) struct Link {
     pub(crate) mailbox: Mailbox<Message>,
     /// Tasks of the shard that other threads woke. A task is in it once at most, so the number of tasks
     /// bounds it.
-    pub(crate) tasks: SegQueue<Runnable>,
+    pub(crate) tasks: SegQueue<Ready>,
     pub(crate) parking: Parking,
     wake: Wake,
     wakes: AtomicU64,
@@ -70,8 +70,8 @@ impl Link {
         !self.mailbox.is_empty() || !self.tasks.is_empty()
     }
 
-    /// A task was woken on another thread.
-    pub(crate) fn push_task(&self, task: Runnable) {
+    /// A task was woken on another thread. Only the shard's own thread takes it out again.
+    pub(crate) fn push_task(&self, task: Ready) {
         if self.ended.load(Ordering::Acquire) {
             // Its future was dropped when the shard ended; the empty shell must not be touched here.
             std::mem::forget(task);
@@ -85,6 +85,12 @@ impl Link {
     /// No shard any more: its tasks are dropped, and its mailbox is closed.
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Release);
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Link({})", self.id)
     }
 }
 

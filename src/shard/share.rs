@@ -34,11 +34,13 @@ const SLACK: usize = 1;
 pub(crate) struct Group {
     pub(crate) key: u64,
     distribution: Distribution,
-    members: Vec<Member>,
+    members: Vec<Arc<Member>>,
 }
 
 #[derive(Debug)]
 struct Member {
+    /// The key of its group.
+    group: u64,
     live: AtomicUsize,
     listening: AtomicBool,
     remote: Mutex<Option<Remote>>,
@@ -47,13 +49,15 @@ struct Member {
 impl Group {
     pub(crate) fn new(shards: usize, distribution: Distribution) -> Arc<Group> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
+        let key = NEXT.fetch_add(1, Ordering::Relaxed) as u64;
         let member = || Member {
+            group: key,
             live: AtomicUsize::new(0),
             listening: AtomicBool::new(false),
             remote: Mutex::new(None),
         };
-        let members = (0..shards).map(|_| member()).collect();
-        Arc::new(Group { key: NEXT.fetch_add(1, Ordering::Relaxed) as u64, distribution, members })
+        let members = (0..shards).map(|_| Arc::new(member())).collect();
+        Arc::new(Group { key, distribution, members })
     }
 
     /// Live connections per shard.
@@ -72,13 +76,9 @@ impl Group {
             self.members.iter().enumerate().filter(|(_, member)| member.listening.load(Ordering::Acquire));
         listening.map(|(index, member)| (member.live.load(Ordering::Relaxed), index)).min()
     }
-
-    fn remote(&self, index: usize) -> Option<Remote> {
-        self.members[index].remote.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
 }
 
-/// One shard's place in a group.
+/// One shard's part in a group.
 #[derive(Debug)]
 pub(crate) struct Share {
     pub(crate) group: Arc<Group>,
@@ -125,27 +125,25 @@ impl Share {
 
 /// The place of one connection in the live counts; it is given up when the connection ends.
 #[derive(Debug)]
-pub(crate) struct Seat {
-    group: Arc<Group>,
-    index: usize,
-}
+pub(crate) struct Seat(Arc<Member>);
 
 impl Seat {
     /// Counts a connection for a member.
     pub(crate) fn take(group: &Arc<Group>, index: usize) -> Seat {
-        group.members[index].live.fetch_add(1, Ordering::Relaxed);
-        Seat { group: Arc::clone(group), index }
+        let member = Arc::clone(&group.members[index]);
+        member.live.fetch_add(1, Ordering::Relaxed);
+        Seat(member)
     }
 
     /// The shard that has the place, and the key of its group.
     pub(crate) fn whose(&self) -> (Option<Remote>, u64) {
-        (self.group.remote(self.index), self.group.key)
+        (self.0.remote.lock().unwrap_or_else(PoisonError::into_inner).clone(), self.0.group)
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.group.members[self.index].live.fetch_sub(1, Ordering::Relaxed);
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -155,4 +153,130 @@ pub(crate) enum Arrival {
     Here { listener: EndpointId, fd: FdRef, seat: Option<Seat>, tag: u64, more: bool },
     /// It is handed over to another member of the group.
     Elsewhere { listener: EndpointId, fd: FdRef, seat: Seat },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::remote::Link;
+    use super::*;
+    use crate::driver::Wake;
+    use proptest::prelude::*;
+    use std::thread;
+
+    fn members(shards: usize, distribution: Distribution) -> Vec<Share> {
+        let group = Group::new(shards, distribution);
+        let remote = || Remote { link: Link::new(1, Wake::flag(Arc::default())) };
+        (0..shards).map(|index| Share::join(&group, index, remote())).collect()
+    }
+
+    fn arrive(share: &Share) -> Seat {
+        share.place_elsewhere().unwrap_or_else(|| share.sit())
+    }
+
+    /// Few connections differ by chance: some may close together.
+    const DIFFERENCE_MIN: f64 = 4.0;
+
+    /// Whether each count is within a tenth of the mean.
+    fn is_balanced(live: &[usize]) -> bool {
+        let mean = live.iter().sum::<usize>() as f64 / live.len() as f64;
+        let most = (mean / 10.0).max(DIFFERENCE_MIN);
+        live.iter().all(|count| (*count as f64 - mean).abs() <= most)
+    }
+
+    /// A small generator of random numbers (xorshift).
+    struct Random(u64);
+
+    impl Random {
+        fn below(&mut self, bound: usize) -> usize {
+            self.0 ^= self.0 << 13;
+            self.0 ^= self.0 >> 7;
+            self.0 ^= self.0 << 17;
+            (self.0 % bound as u64) as usize
+        }
+    }
+
+    const ARRIVALS: usize = 10_000;
+
+    /// Where connections arrive.
+    #[derive(Clone, Copy, Debug)]
+    enum Skew {
+        AllAtTheFirst,
+        MostAtTheLast,
+        Anywhere,
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        /// Of ten connections `short` close soon again, the others stay; so many stay at most.
+        #[test]
+        fn counts_differ_by_a_tenth_at_most_whoever_accepts_and_whatever_closes(
+            shards in 2_usize..=8,
+            one_acceptor: bool,
+            skew in prop_oneof![Just(Skew::AllAtTheFirst), Just(Skew::MostAtTheLast), Just(Skew::Anywhere)],
+            short in 0_usize..=10,
+            stay_max in 200_usize..4000,
+            seed in 1_u64..,
+        ) {
+            let distribution = if one_acceptor { Distribution::OneAcceptor } else { Distribution::Balanced };
+            let shares = members(shards, distribution);
+            let (mut random, mut stays, mut goes) = (Random(seed), Vec::new(), Vec::new());
+            for arrival in 0..ARRIVALS {
+                let place = match skew {
+                    _ if one_acceptor => 0,
+                    Skew::AllAtTheFirst => 0,
+                    Skew::MostAtTheLast if random.below(10) > 0 => shards - 1,
+                    _ => random.below(shards),
+                };
+                let seat = arrive(&shares[place]);
+                if random.below(10) < short { goes.push(seat) } else { stays.push(seat) }
+                if goes.len() > 100 {
+                    goes.swap_remove(random.below(100));
+                }
+                if stays.len() > stay_max {
+                    stays.swap_remove(random.below(stay_max));
+                }
+                let live = shares[0].group.live();
+                prop_assert!(is_balanced(&live), "{live:?} after {arrival} arrivals");
+            }
+            drop((stays, goes));
+            prop_assert_eq!(shares[0].group.live(), vec![0; shards]);
+        }
+    }
+
+    #[test]
+    fn counts_stay_even_while_every_member_accepts_on_a_thread_of_its_own() {
+        let shares = members(4, Distribution::Balanced);
+        let group = Arc::clone(&shares[0].group);
+        // Of each hundred connections the first members accept nearly all.
+        let kept: Vec<Vec<Seat>> = thread::scope(|scope| {
+            let threads = shares.iter().zip([70, 28, 1, 1]).map(|(share, percent)| {
+                scope.spawn(move || {
+                    let (mut random, mut seats) = (Random(percent as u64), Vec::new());
+                    for _ in 0..ARRIVALS * percent / 100 {
+                        seats.push(arrive(share));
+                        if random.below(3) == 0 {
+                            seats.swap_remove(random.below(seats.len()));
+                        }
+                    }
+                    seats
+                })
+            });
+            let threads: Vec<_> = threads.collect();
+            threads.into_iter().map(|thread| thread.join().expect("no panic")).collect()
+        });
+        let live = group.live();
+        assert!(is_balanced(&live), "{live:?}");
+        assert_eq!(live.iter().sum::<usize>(), kept.iter().map(Vec::len).sum());
+    }
+
+    #[test]
+    fn one_that_has_left_gets_nothing_and_may_lose_what_it_has() {
+        let shares = members(3, Distribution::Balanced);
+        shares[2].leave();
+        let seats: Vec<Seat> = (0..100).map(|_| arrive(&shares[0])).collect();
+        assert_eq!(shares[0].group.live()[2], 0);
+        assert!(is_balanced(&shares[0].group.live()[..2]));
+        drop(seats);
+    }
 }

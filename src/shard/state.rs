@@ -11,12 +11,13 @@ use super::share::{Arrival, Seat};
 use super::single::Single;
 use super::stream::Stream;
 use super::waiter::Waiter;
+use crate::buf::Pool;
 use crate::counters::Counters;
 use crate::driver::completion::{Completion, Done};
 use crate::driver::op::Op;
 use crate::driver::{Descriptor, FdRef, Rare, RawCompletion};
 use crate::error::{Error, Full};
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::task::Waker;
 use std::time::{Duration, Instant};
@@ -45,8 +46,8 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(engine: Engine) -> State {
         State {
+            endpoints: Endpoints::new(engine.limits.endpoints_max),
             engine,
-            endpoints: Endpoints::default(),
             graves: Vec::new(),
             groups: HashMap::new(),
             due: Vec::new(),
@@ -111,6 +112,7 @@ impl State {
     }
 
     /// Works on a stream.
+    #[inline]
     pub(crate) fn stream<R>(
         &mut self,
         id: EndpointId,
@@ -176,7 +178,7 @@ impl State {
             self.engine.refusals += 1;
             return Err(Full(op.into()));
         }
-        let id = self.insert(None, Kind::Single(Single::new()), None);
+        let id = self.insert(None, Kind::Single(Box::new(Single::new())), None);
         let submitted = self.endpoint(id, |core, kind, engine| match (core.submit(engine, op), kind) {
             (Ok(token), Kind::Single(single)) => {
                 single.started(token);
@@ -220,6 +222,7 @@ impl State {
         Ok(work(&mut endpoint.core, &mut endpoint.kind, &mut self.engine))
     }
 
+    #[inline]
     fn touch(&mut self, id: EndpointId, work: impl FnOnce(&mut Endpoint, &mut Engine) -> Fate) -> bool {
         let Some(endpoint) = self.endpoints.get_mut(id) else { return false };
         if work(endpoint, &mut self.engine) == Fate::Over {
@@ -231,6 +234,9 @@ impl State {
     fn bury(&mut self, id: EndpointId) {
         let Some(mut endpoint) = self.endpoints.remove(id) else { return };
         self.engine.closes += 1;
+        if let Kind::Stream(stream) = &mut endpoint.kind {
+            stream.end_queues(id, &mut self.engine);
+        }
         // A descriptor that was not closed by an operation leaves the poller before it closes.
         if let Some(fd) = endpoint.core.fd.take() {
             self.engine.driver.retire(fd);
@@ -267,6 +273,7 @@ impl State {
     }
 
     /// Hands one completion to its operation's endpoint.
+    #[inline]
     pub(crate) fn route(&mut self, raw: RawCompletion) {
         let Some(completion) = self.engine.driver.settle(raw) else { return };
         let id = EndpointId::from_owner(completion.owner);
@@ -274,6 +281,9 @@ impl State {
             Some(endpoint) => {
                 if endpoint.on_completion(&mut self.engine, completion) == Fate::Over {
                     self.bury(id);
+                }
+                if !self.engine.arrivals.is_empty() {
+                    self.settle_arrivals();
                 }
             }
             None => {
@@ -313,20 +323,28 @@ impl State {
         [wait, retry, timer].into_iter().flatten().min()
     }
 
-    /// Gives endpoints that wait for buffers a turn, as many as there are buffers; true if some still wait though
-    /// buffers are free.
+    /// Gives endpoints that wait for buffers a turn; true if some still wait though buffers are free.
     fn feed_starved(&mut self) -> bool {
-        if self.engine.starved.is_empty() {
-            return false;
-        }
-        let pool = self.engine.driver.pool().clone();
+        let streams = !self.engine.starved.is_empty() && {
+            let pool = self.engine.driver.pool().clone();
+            self.feed(&pool, |engine| &mut engine.starved)
+        };
+        let datagrams = !self.engine.starved_of_datagrams.is_empty() && {
+            let pool = self.engine.driver.datagram_pool().cloned();
+            pool.is_some_and(|pool| self.feed(&pool, |engine| &mut engine.starved_of_datagrams))
+        };
+        streams || datagrams
+    }
+
+    /// Feeds those that wait for one pool, as many as its buffers may serve.
+    fn feed(&mut self, pool: &Pool, waiting: fn(&mut Engine) -> &mut VecDeque<EndpointId>) -> bool {
         pool.collect();
-        let count = pool.available().min(self.engine.starved.len());
+        let count = pool.servings().min(waiting(&mut self.engine).len());
         for _ in 0..count {
-            let Some(id) = self.engine.starved.pop_front() else { break };
+            let Some(id) = waiting(&mut self.engine).pop_front() else { break };
             self.touch(id, Endpoint::on_turn);
         }
-        let still = !self.engine.starved.is_empty();
+        let still = !waiting(&mut self.engine).is_empty();
         pool.set_hungry(still);
         // A buffer may have come home between the look and the flag.
         pool.collect();
@@ -364,7 +382,8 @@ impl State {
 
     /// Gives accepted connections to whom they are meant for.
     pub(crate) fn settle_arrivals(&mut self) {
-        for arrival in std::mem::take(&mut self.engine.arrivals) {
+        let mut arrivals = std::mem::take(&mut self.engine.arrivals);
+        for arrival in arrivals.drain(..) {
             match arrival {
                 Arrival::Here { listener, fd, seat, tag, more } => {
                     let event = match self.open_accepted(fd, seat) {
@@ -375,6 +394,9 @@ impl State {
                 }
                 Arrival::Elsewhere { listener, fd, seat } => self.hand_over(listener, fd, seat),
             }
+        }
+        if self.engine.arrivals.is_empty() {
+            self.engine.arrivals = arrivals;
         }
     }
 
@@ -439,7 +461,7 @@ impl State {
     /// After [`finish`](Self::finish), when what it handed out is gone: descriptors and buffers that came home.
     pub(crate) fn give_up_rest(&mut self) {
         self.engine.driver.give_up_retired();
-        self.engine.driver.pool().collect();
+        self.engine.driver.collect_buffers();
     }
 
     /// The counters that are kept here and below.
@@ -452,11 +474,13 @@ impl State {
         counters.accept_pauses = engine.accept_pauses;
         counters.handed_over = engine.handed_over;
         counters.refusals = engine.refusals;
-        counters.bytes_in = engine.bytes_in;
-        counters.bytes_out = engine.bytes_out;
+        counters.bytes_in += engine.bytes_in;
+        counters.bytes_out += engine.bytes_out;
+        counters.zero_copy_copied = engine.zero_copy_copied;
         counters.truncated = engine.truncated;
         counters.opens = engine.opens;
         counters.closes = engine.closes;
+        counters.messages_dropped = engine.messages_dropped;
         counters
     }
 

@@ -17,6 +17,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 /// What came of a step.
+#[expect(clippy::large_enum_variant, reason = "a shard ends once")]
 pub(crate) enum Step<T> {
     /// There is more to do at once.
     Again,

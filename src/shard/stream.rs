@@ -1,4 +1,4 @@
-//! Connections: the inbound queue, the outbound chain, arming and disarming.
+//! Connections: the inbound queue, the outbound queue, arming and disarming.
 //!
 //! At most one receive is armed and one send in flight (invariant 9). The standing receive begins with the first
 //! reader; above the inbound bound it is cancelled, below a quarter of it armed again, and what the kernel
@@ -6,49 +6,70 @@
 //! buffer, in both directions, so that a slow connection cannot pin the pool.
 #![forbid(unsafe_code)]
 
+mod fanout;
 mod outbound;
+
+use self::fanout::Fan;
+pub(crate) use fanout::{Offer, Taken};
 
 use super::endpoint::{Common, EndpointId};
 use super::engine::Engine;
 use super::event::Event;
+use super::list::List;
 use super::waiter::Waiter;
-use crate::buf::{Chain, Lease, Payload};
+use crate::buf::{Lease, Payload};
 use crate::driver::completion::{Completion, Done, Received};
 use crate::driver::op::{Connect, Op, RecvMulti, Send, SendMsg, Shutdown};
 use crate::driver::{FdRef, Rare, Token};
 use crate::error::{Error, Full};
 use socket2::SockAddr;
-use std::collections::VecDeque;
 
-/// The state of a connection.
+/// The state of a connection: what each message touches, and the rest in a box that idle connections do without.
 #[derive(Default)]
 pub(crate) struct Stream {
-    standing: Standing,
-    inbound: VecDeque<Lease>,
-    inbound_bytes: usize,
+    /// The standing receive, while it is with the driver.
+    receive: Option<Token>,
+    sending: Option<Sending>,
     reader: Waiter,
-    /// How the inbound side ended.
-    end: Option<End>,
-    /// The end has come, but the send in flight may know that it is a failure.
-    end_held: bool,
-    outbound: Chain,
+    /// Received and not read; the leases lie in [`Engine::inbound`].
+    inbound: List,
+    inbound_bytes: usize,
+    /// To be sent; the payloads lie in [`Engine::outbound`].
+    outbound: List,
     /// Bytes queued or in flight.
     outbound_bytes: usize,
-    sending: Option<Sending>,
-    /// Zero-copy sends that are done but still hold their payload.
-    unreleased: u32,
+    standing: Standing,
+    /// Buffers of the pool in the outbound queue.
+    pooled: u16,
+    dirty: bool,
+    /// The end has come, but the send in flight may know that it is a failure.
+    end_held: bool,
+    /// The descriptor is about to be given away: no receive is armed any more.
+    leaving: bool,
+    cold: Option<Box<Cold>>,
+}
+
+const _: () = assert!(size_of::<Stream>() <= 96);
+
+/// What most connections lack most of the time.
+#[derive(Default)]
+struct Cold {
+    /// How the inbound side ended.
+    end: Option<End>,
     writer: Waiter,
     flusher: Waiter,
-    /// Submissions with a tag, by the count of queued bytes at which they are done.
-    tags: VecDeque<(u64, u64)>,
-    queued_total: u64,
+    /// Submissions with a tag, by the count of sent bytes at which they are done; they lie in [`Engine::tags`].
+    tags: List,
+    /// Bytes that have left since the first tag.
     sent_total: u64,
+    zero_copy: ZeroCopy,
+    /// Zero-copy sends that are done but still hold their payload.
+    unreleased: u32,
+    /// What members of a broadcast count.
+    fan: Option<Fan>,
     send_error: Option<Error>,
     connecting: Option<Connecting>,
     shutdown: Shut,
-    dirty: bool,
-    /// The descriptor is about to be given away: no receive is armed any more.
-    leaving: bool,
 }
 
 /// The standing receive.
@@ -57,9 +78,9 @@ enum Standing {
     /// Not armed.
     #[default]
     Idle,
-    Armed(Token),
+    Armed,
     /// Cancelled, and not yet ended.
-    Ending(Token),
+    Ending,
     /// Waits for a buffer or a slot.
     Waiting,
 }
@@ -72,6 +93,17 @@ enum End {
 struct Sending {
     token: Token,
     bytes: usize,
+}
+
+/// Whether large sends may leave without a copy.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+enum ZeroCopy {
+    /// No large send has been made yet.
+    #[default]
+    Unknown,
+    Wanted,
+    /// The peer is on this machine, or the kernel copied all the same.
+    Useless,
 }
 
 enum Connecting {
@@ -100,27 +132,58 @@ pub(crate) enum Read {
     Nothing,
 }
 
+/// What a reader finds who wants to do without the standing receive.
+pub(crate) enum Paused {
+    Data(Lease),
+    End,
+    Failed(Error),
+    /// Nothing waits, and no receive is armed.
+    Quiet,
+}
+
 impl Stream {
     /// A stream that has yet to connect.
-    pub(crate) fn connecting(to: SockAddr, waiter: Waiter) -> Stream {
-        Stream { connecting: Some(Connecting::Wanted(Box::new(to), waiter)), ..Stream::default() }
+    pub(crate) fn connecting_to(to: SockAddr, waiter: Waiter) -> Stream {
+        let connecting = Some(Connecting::Wanted(Box::new(to), waiter));
+        Stream { cold: Some(Box::new(Cold { connecting, ..Cold::default() })), ..Stream::default() }
     }
 
+    fn cold(&mut self) -> &mut Cold {
+        self.cold.get_or_insert_default()
+    }
+
+    fn connecting(&self) -> Option<&Connecting> {
+        self.cold.as_ref()?.connecting.as_ref()
+    }
+
+    fn end(&self) -> Option<&End> {
+        self.cold.as_ref()?.end.as_ref()
+    }
+
+    fn send_error(&self) -> Option<&Error> {
+        self.cold.as_ref()?.send_error.as_ref()
+    }
+
+    /// Whether the outbound side is to be shut down when everything queued has left.
+    fn wants_shutdown(&self) -> bool {
+        self.cold.as_ref().is_some_and(|cold| matches!(cold.shutdown, Shut::Wanted(..)))
+    }
+
+    #[inline]
     pub(crate) fn on_completion(&mut self, core: &mut Common, engine: &mut Engine, completion: Completion) {
         let Completion { token, more, done, .. } = completion;
         match done {
             Done::Received(received) => self.on_received(core, engine, received, more),
             Done::Starved => self.on_starved(core, engine),
             Done::Sent(result, payload) => self.on_sent(core, engine, token, result, payload),
-            Done::SentBatch(result, batch) => {
-                let sent = *result.as_ref().unwrap_or(&0);
-                let mut gone = Vec::new();
-                self.outbound.put_back(batch, sent, &mut |payload| gone.push(payload));
-                gone.into_iter().for_each(|payload| engine.drop_payload(payload));
-                self.on_progress(core, engine, result);
+            Done::SentBatch(result, batch) => self.on_sent_batch(core, engine, result, batch),
+            Done::SentCopied(result, payload) => {
+                engine.zero_copy_copied += 1;
+                self.cold().zero_copy = ZeroCopy::Useless;
+                self.on_sent(core, engine, token, result, payload);
             }
             Done::SentEarly(result) => self.on_sent_early(core, engine, result),
-            Done::Ended(result) if matches!(self.connecting, Some(Connecting::InFlight(..))) => {
+            Done::Ended(result) if matches!(self.connecting(), Some(Connecting::InFlight(..))) => {
                 self.on_connected(core, engine, result);
             }
             Done::Ended(result) => self.on_shut_down(core, engine, result),
@@ -128,6 +191,7 @@ impl Stream {
         }
     }
 
+    #[inline]
     pub(crate) fn on_turn(&mut self, core: &mut Common, engine: &mut Engine) {
         self.dirty = false;
         self.connect(core, engine);
@@ -150,36 +214,37 @@ impl Stream {
     // Connecting.
 
     fn connect(&mut self, core: &mut Common, engine: &mut Engine) {
+        let Some(cold) = &mut self.cold else { return };
         let Some(Connecting::Wanted(to, waiter)) =
-            self.connecting.take_if(|c| matches!(c, Connecting::Wanted(..)))
+            cold.connecting.take_if(|c| matches!(c, Connecting::Wanted(..)))
         else {
             return;
         };
         let address = (*to).clone();
-        self.connecting = match core.submit(engine, Connect::new(core.fd().clone(), address)) {
+        cold.connecting = match core.submit(engine, Connect::new(core.fd().clone(), address)) {
             Ok(token) => Some(Connecting::InFlight(token, waiter)),
             Err(_) => Some(Connecting::Wanted(to, waiter)),
         };
     }
 
     fn on_connected(&mut self, core: &mut Common, engine: &mut Engine, result: Result<(), Error>) {
-        let Some(Connecting::InFlight(_, waiter)) = self.connecting.take() else { return };
+        let Some(Connecting::InFlight(_, waiter)) = self.cold().connecting.take() else { return };
         if let Err(error) = &result {
-            self.connecting = Some(Connecting::Failed(error.duplicate()));
+            self.cold().connecting = Some(Connecting::Failed(error.duplicate()));
             self.fail_outbound(core.id, engine, error);
         }
         waiter.notify(engine, core.id, false, || match result {
             Ok(()) => Event::Connected,
             Err(error) => Event::Failed(error),
         });
-        if self.connecting.is_none() {
+        if self.connecting().is_none() {
             self.make_dirty(core.id, engine);
         }
     }
 
     /// Whether the connect has ended and how; puts the waiter in place if not.
     pub(crate) fn connected(&mut self, waiter: Waiter, engine: &mut Engine) -> Option<Result<(), Error>> {
-        match &mut self.connecting {
+        match self.cold.as_mut().and_then(|cold| cold.connecting.as_mut()) {
             None => Some(Ok(())),
             Some(Connecting::Failed(error)) => Some(Err(error.duplicate())),
             Some(Connecting::Wanted(_, place) | Connecting::InFlight(_, place)) => {
@@ -191,32 +256,34 @@ impl Stream {
 
     // The inbound side.
 
+    #[inline]
     fn arm(&mut self, core: &mut Common, engine: &mut Engine) {
-        let wanted = core.is_open() && self.end.is_none() && self.connecting.is_none() && !self.leaving;
+        let wanted = core.is_open() && self.end().is_none() && self.connecting().is_none() && !self.leaving;
         if self.standing != Standing::Idle || !wanted || self.end_held || self.is_inbound_high(engine) {
             return;
         }
-        self.standing = match core.submit(engine, RecvMulti { socket: core.fd().clone() }) {
-            Ok(token) => Standing::Armed(token),
-            Err(_) => Standing::Waiting,
-        };
+        self.receive = core.submit(engine, RecvMulti { socket: core.fd().clone() }).ok();
+        self.standing = if self.receive.is_some() { Standing::Armed } else { Standing::Waiting };
     }
 
+    #[inline]
     fn is_inbound_high(&self, engine: &Engine) -> bool {
         let crowded = engine.inbound_total >= engine.limits.inbound_bytes_total_max && self.inbound_bytes > 0;
         crowded || self.inbound_bytes >= engine.limits.inbound_bytes_max
     }
 
     fn disarm(&mut self, engine: &mut Engine) {
-        if let Standing::Armed(token) = self.standing {
+        if let (Standing::Armed, Some(token)) = (self.standing, self.receive) {
             engine.driver.cancel(token);
-            self.standing = Standing::Ending(token);
+            self.standing = Standing::Ending;
         }
     }
 
+    #[inline]
     fn on_received(&mut self, core: &mut Common, engine: &mut Engine, received: Received, more: bool) {
         if !more {
             self.standing = Standing::Idle;
+            self.receive = None;
         }
         match received {
             Received::Data(lease) => {
@@ -230,22 +297,26 @@ impl Stream {
             Received::Failed(Error::Canceled) => {}
             Received::Failed(error) => self.on_end(core.id, engine, End::Failed(error)),
         }
+        if !more && self.leaving {
+            self.reader.wake(engine);
+        }
         let wanted = !self.reader.is_none() || self.inbound_bytes > 0;
         if !more && wanted && self.is_inbound_low(engine) {
             self.arm(core, engine);
         }
     }
 
+    #[inline]
     fn deliver(&mut self, core: &mut Common, engine: &mut Engine, lease: Lease) {
         if let Some((tag, more)) = self.reader.take_tag() {
             engine.emit(tag, core.id, more, Event::Received(lease));
             return;
         }
         // Data that waits must not pin a buffer while buffers are short.
-        let lease = if engine.is_pool_low() { lease.detach() } else { lease };
+        let lease = engine.made_to_wait(lease);
         self.inbound_bytes += lease.len();
         engine.inbound_total += lease.len();
-        self.inbound.push_back(lease);
+        engine.inbound.push_back(&mut self.inbound, lease);
         self.reader.wake(engine);
         if self.is_inbound_high(engine) || engine.is_rare(Rare::InboundFull) {
             self.disarm(engine);
@@ -261,7 +332,7 @@ impl Stream {
             self.end_held = true;
             return;
         }
-        let end = match &self.send_error {
+        let end = match self.send_error() {
             Some(error) if error.breaks_connection() => End::Failed(error.duplicate()),
             _ => End::Fin,
         };
@@ -273,13 +344,17 @@ impl Stream {
             self.reader = Waiter::None;
             engine.emit(tag, id, false, end.event());
         }
-        self.end = Some(end);
+        self.cold().end = Some(end);
         self.reader.wake(engine);
     }
 
     fn on_starved(&mut self, core: &mut Common, engine: &mut Engine) {
         self.standing = Standing::Waiting;
+        self.receive = None;
         engine.starve(core.id);
+        if self.leaving {
+            self.reader.wake(engine);
+        }
     }
 
     fn is_inbound_low(&self, engine: &Engine) -> bool {
@@ -287,13 +362,14 @@ impl Stream {
     }
 
     /// Takes what waits; puts the waiter in place and arms the receive if nothing does.
+    #[inline]
     pub(crate) fn read(
         &mut self,
         core: &mut Common,
         engine: &mut Engine,
         waiter: impl FnOnce() -> Waiter,
     ) -> Read {
-        if let Some(lease) = self.inbound.pop_front() {
+        if let Some(lease) = engine.inbound.pop_front(&mut self.inbound) {
             self.inbound_bytes -= lease.len();
             engine.inbound_total -= lease.len();
             if self.standing == Standing::Idle && self.is_inbound_low(engine) {
@@ -301,7 +377,7 @@ impl Stream {
             }
             return Read::Data(lease);
         }
-        match &self.end {
+        match self.end() {
             Some(End::Fin) => Read::End,
             Some(End::Failed(error)) => Read::Failed(error.duplicate()),
             None if !core.is_open() => Read::Failed(Error::Closed),
@@ -316,9 +392,10 @@ impl Stream {
     /// Puts bytes back at the head of the inbound queue.
     pub(crate) fn unread(&mut self, engine: &mut Engine, lease: Lease) {
         if !lease.is_empty() {
+            let lease = engine.made_to_wait(lease);
             self.inbound_bytes += lease.len();
             engine.inbound_total += lease.len();
-            self.inbound.push_front(lease);
+            engine.inbound.push_front(&mut self.inbound, lease);
         }
     }
 
@@ -327,6 +404,7 @@ impl Stream {
     /// # Errors
     ///
     /// `false` if another one is waiting.
+    #[inline]
     pub(crate) fn submit_read(&mut self, core: &mut Common, engine: &mut Engine, waiter: Waiter) -> bool {
         if self.reader.is_tag() {
             return false;
@@ -338,7 +416,7 @@ impl Stream {
             let Some((tag, more)) = self.reader.take_tag() else { break };
             engine.emit(tag, core.id, more, Event::Received(lease));
         }
-        if let (Some(end), Waiter::Tag(tag) | Waiter::Standing(tag)) = (&self.end, &self.reader) {
+        if let (Some(end), Waiter::Tag(tag) | Waiter::Standing(tag)) = (self.end(), &self.reader) {
             engine.emit(*tag, core.id, false, end.event());
             self.reader = Waiter::None;
         }
@@ -354,26 +432,62 @@ impl Stream {
         self.disarm(engine);
     }
 
+    /// Ends the standing receive until further notice. Takes what it has brought; puts the waiter in place if it has
+    /// not ended yet.
+    pub(crate) fn pause_reading(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        waiter: impl FnOnce() -> Waiter,
+    ) -> Option<Paused> {
+        self.stop_reading(engine);
+        let ending = matches!(self.standing, Standing::Armed | Standing::Ending) || self.end_held;
+        if ending && self.inbound.is_empty() && self.end().is_none() && core.is_open() {
+            waiter().replace(&mut self.reader, engine);
+            return None;
+        }
+        Some(match self.read(core, engine, || Waiter::None) {
+            Read::Data(lease) => Paused::Data(lease),
+            Read::End => Paused::End,
+            Read::Failed(error) => Paused::Failed(error),
+            Read::Nothing => Paused::Quiet,
+        })
+    }
+
+    /// Receives may be armed again.
+    pub(crate) fn resume_reading(&mut self) {
+        self.leaving = false;
+    }
+
     /// Takes everything that was received and not read.
-    pub(crate) fn take_inbound(&mut self, engine: &mut Engine) -> VecDeque<Lease> {
+    pub(crate) fn take_inbound(&mut self, engine: &mut Engine) -> Vec<Lease> {
         engine.inbound_total -= self.inbound_bytes;
         self.inbound_bytes = 0;
-        std::mem::take(&mut self.inbound)
+        engine.inbound.drain(&mut self.inbound).collect()
+    }
+
+    /// The endpoint ends: nothing stays in the queues.
+    pub(crate) fn end_queues(&mut self, id: EndpointId, engine: &mut Engine) {
+        if self.outbound_bytes > 0 || self.cold.is_some() {
+            self.fail_outbound(id, engine, &Error::Closed);
+        }
+        if !self.inbound.is_empty() {
+            drop(self.take_inbound(engine));
+        }
     }
 
     /// The endpoint closes: ends the receive and, if the rest shall not be sent, the send.
     pub(crate) fn stop(&mut self, id: EndpointId, engine: &mut Engine, abort: bool) {
         self.disarm(engine);
         self.reader.fail(engine, id, &Error::Closed);
-        match self.connecting.take() {
-            Some(Connecting::Wanted(_, mut waiter)) => {
-                waiter.fail(engine, id, &Error::Closed);
-                self.connecting = Some(Connecting::Failed(Error::Closed));
-                self.fail_outbound(id, engine, &Error::Closed);
-            }
-            other => self.connecting = other,
+        let wanted = |connecting: &mut Connecting| matches!(connecting, Connecting::Wanted(..));
+        let unsubmitted = self.cold.as_mut().and_then(|cold| cold.connecting.take_if(wanted));
+        if let Some(Connecting::Wanted(_, mut waiter)) = unsubmitted {
+            waiter.fail(engine, id, &Error::Closed);
+            self.cold().connecting = Some(Connecting::Failed(Error::Closed));
+            self.fail_outbound(id, engine, &Error::Closed);
         }
-        if let Some(Connecting::InFlight(token, _)) = &self.connecting {
+        if let Some(Connecting::InFlight(token, _)) = self.connecting() {
             engine.driver.cancel(*token);
         }
         if let (true, Some(sending)) = (abort, &self.sending) {

@@ -32,6 +32,7 @@ impl Waiter {
     }
 
     /// The tag that the next event goes to, and whether more may follow for it.
+    #[inline]
     pub(crate) fn take_tag(&mut self) -> Option<(u64, bool)> {
         match *self {
             Waiter::Tag(tag) => {
@@ -44,6 +45,7 @@ impl Waiter {
     }
 
     /// Takes the place of `other`; whoever waited there before hears that it ended.
+    #[inline]
     pub(crate) fn replace(self, other: &mut Waiter, engine: &mut Engine) {
         if self.is_none() {
             return;
@@ -57,6 +59,7 @@ impl Waiter {
     }
 
     /// Wakes a future; a tag stays, for its event is made elsewhere.
+    #[inline]
     pub(crate) fn wake(&mut self, engine: &mut Engine) {
         match std::mem::take(self) {
             Waiter::Future(waker) => engine.wakers.push(waker),

@@ -147,7 +147,8 @@ impl Builder {
     /// No hosts, no faults, seed 0.
     pub fn new() -> Builder {
         let config = Config::new().with_limits(|limits| {
-            (limits.operations_max, limits.endpoints_max, limits.buffers) = (4096, 4096, 64);
+            (limits.operations_max, limits.endpoints_max) = (4096, 4096);
+            (limits.buffers, limits.buffer_bytes, limits.datagram_buffers) = (64, 16 * 1024, 64);
         });
         Builder {
             seed: 0,
@@ -210,7 +211,8 @@ impl Builder {
         self
     }
 
-    /// The configuration of the shards. The default of a simulation has smaller tables and 64 receive buffers.
+    /// The configuration of the shards. The default of a simulation has smaller tables and pools: 64 receive
+    /// buffers of 16 KiB for streams, and as many for datagrams.
     pub fn config(mut self, config: Config) -> Builder {
         self.config = config;
         self

@@ -129,7 +129,7 @@ fn an_empty_datagram_arrives_by_every_kind_of_receive() {
 #[test]
 fn a_datagram_larger_than_the_buffer_is_cut() {
     on_every_backend(|config| {
-        let mut rig = Rig::with(config, |limits| limits.buffer_bytes = 512);
+        let mut rig = Rig::with(config, |limits| limits.datagram_buffer_bytes = 512);
         let (socket, address) = rig.udp();
         let (peer, from) = peer();
         let bytes = pattern(1000);
@@ -184,7 +184,7 @@ fn a_standing_receive_brings_every_datagram_with_its_sender() {
 #[test]
 fn a_standing_receive_of_datagrams_starves_and_lives_again_when_leases_return() {
     on_every_backend(|config| {
-        let mut rig = Rig::with(config, |limits| limits.buffers = 4);
+        let mut rig = Rig::with(config, |limits| limits.datagram_buffers = 4);
         let (socket, address) = rig.udp();
         let (peer, _) = peer();
         for number in 0..6u8 {

@@ -5,7 +5,7 @@ use crate::rig::{Rig, pattern};
 use anabranch::driver::completion::{Done, Received};
 use anabranch::driver::op::{Recv, RecvMulti};
 use anabranch::driver::{FdRef, Token};
-use anabranch::{BackendKind, Error, Lease};
+use anabranch::{BackendKind, Capability, Error, Lease};
 use std::io::Write;
 use std::time::Duration;
 
@@ -31,6 +31,24 @@ fn next(rig: &mut Rig, socket: &FdRef, token: &mut Token) -> Option<Lease> {
                 *token = rig.submit(RecvMulti { socket: socket.clone() });
             }
             other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Receives until no buffer is left: all that has come.
+fn hold_every_buffer(rig: &mut Rig, socket: &FdRef) -> Vec<Lease> {
+    let mut held = Vec::new();
+    let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+    loop {
+        let completion = rig.next(token);
+        match completion.done {
+            Done::Received(Received::Data(lease)) => held.push(lease),
+            Done::Starved if rig.driver.pool().available() == 0 => return held,
+            Done::Starved => assert!(rig.may_starve(), "starved with free buffers"),
+            other => panic!("{other:?}"),
+        }
+        if !completion.more {
+            token = rig.submit(RecvMulti { socket: socket.clone() });
         }
     }
 }
@@ -73,16 +91,11 @@ fn a_standing_receive_starves_without_buffers_and_lives_again_when_leases_return
         let (socket, mut peer) = rig.tcp();
         let bytes = pattern(4096);
         peer.write_all(&bytes).unwrap();
+        let held = hold_every_buffer(&mut rig, &socket);
+        let mut got: Vec<u8> = held.iter().flat_map(|lease| lease.to_vec()).collect();
+        drop(held);
+        assert!(got.len() > 4 * 384 && got.len() <= 4 * 512, "{} bytes fill the pool", got.len());
         let mut token = rig.submit(RecvMulti { socket: socket.clone() });
-        let mut held = Vec::new();
-        while held.len() < 4 {
-            held.push(next(&mut rig, &socket, &mut token).expect("data"));
-        }
-        assert!(matches!(rig.last(token), Done::Starved), "no buffer is left");
-        assert_eq!(rig.driver.pool().available(), 0);
-        let mut got = Vec::new();
-        held.drain(..).for_each(|lease| got.extend_from_slice(&lease));
-        token = rig.submit(RecvMulti { socket: socket.clone() });
         while got.len() < bytes.len() {
             match rig.next(token).done {
                 Done::Received(Received::Data(lease)) => got.extend_from_slice(&lease),
@@ -101,24 +114,46 @@ fn a_buffer_that_comes_back_from_another_thread_can_be_received_into_again() {
     on_every_backend(|config| {
         let mut rig = Rig::with(config, |limits| limits.buffers = 1);
         let (socket, mut peer) = rig.tcp();
-        let mut token = rig.submit(RecvMulti { socket: socket.clone() });
-        for round in 0..5u8 {
-            peer.write_all(&[round]).unwrap();
-            let lease = loop {
-                let completion = rig.next(token);
-                if !completion.more {
-                    token = rig.submit(RecvMulti { socket: socket.clone() });
-                }
-                match completion.done {
-                    Done::Received(Received::Data(lease)) => break lease,
-                    Done::Starved => {}
-                    other => panic!("{other:?}"),
-                }
-            };
-            let bytes = lease.into_bytes();
-            peer::spawn(move || assert_eq!(bytes[..], [round])).join().unwrap();
+        let sent = pattern(5 * 2048);
+        peer.write_all(&sent).unwrap();
+        let mut got = Vec::new();
+        for _ in 0..4 {
+            let held: Vec<_> =
+                hold_every_buffer(&mut rig, &socket).into_iter().map(Lease::into_bytes).collect();
+            got.extend(held.concat());
+            peer::spawn(move || drop(held)).join().unwrap();
         }
+        assert!(got.len() > 4 * 1536 && got[..] == sent[..got.len()], "{} bytes", got.len());
         drop(socket);
+        rig.end();
+    });
+}
+
+#[test]
+fn many_receives_share_a_buffer() {
+    on_every_backend(|config| {
+        let mut rig = Rig::with(config, |limits| (limits.buffers, limits.buffer_bytes) = (2, 64 * 1024));
+        let report = rig.driver.report().clone();
+        let incremental = report.capabilities.has(Capability::IncrementalBuffers);
+        // Where the kernel cannot, there are as many buffers as would be pieces of 16 KiB.
+        let cut = report.capabilities.has(Capability::BufferRing) && !incremental;
+        assert_eq!(rig.driver.pool().count(), if cut { 8 } else { 2 });
+        let pairs: Vec<_> = (0..6).map(|_| rig.tcp()).collect();
+        let mut held = Vec::new();
+        for (at, (socket, peer)) in pairs.iter().enumerate() {
+            let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+            (&*peer).write_all(&[at as u8; 100]).unwrap();
+            let mut left = 100;
+            while left > 0 {
+                let lease = next(&mut rig, socket, &mut token).expect("data");
+                left -= lease.len();
+                held.push((at, lease));
+            }
+            rig.driver.abandon(token);
+        }
+        assert!(rig.driver.pool().available() >= 1, "six short messages take one buffer, or six small ones");
+        assert!(held.iter().all(|(at, lease)| lease.iter().all(|byte| *byte == *at as u8)));
+        drop((held, pairs));
         rig.end();
     });
 }
@@ -274,12 +309,9 @@ fn a_receive_that_is_armed_without_buffers_starves_at_the_latest_when_data_comes
     on(all, |config| {
         let mut rig = Rig::with(config, |limits| limits.buffers = 1);
         let (socket, mut peer) = rig.tcp();
-        let mut token = rig.submit(RecvMulti { socket: socket.clone() });
-        peer.write_all(b"a").unwrap();
-        let held = next(&mut rig, &socket, &mut token).expect("data");
-        peer.write_all(b"b").unwrap();
-        assert!(matches!(rig.last(token), Done::Starved));
-        token = rig.submit(RecvMulti { socket: socket.clone() });
+        peer.write_all(&pattern(4096)).unwrap();
+        let held = hold_every_buffer(&mut rig, &socket);
+        let token = rig.submit(RecvMulti { socket: socket.clone() });
         assert!(matches!(rig.last(token), Done::Starved));
         drop((held, socket));
         rig.end();

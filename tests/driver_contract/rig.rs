@@ -31,6 +31,8 @@ impl Rig {
     pub(crate) fn with(config: Config, change: impl FnOnce(&mut Limits)) -> Rig {
         let config = config.with_limits(|limits| {
             (limits.operations_max, limits.buffers, limits.buffer_bytes) = (256, 64, 2048);
+            // So small that a kernel gets all of them at once.
+            limits.datagram_buffer_bytes = 2048;
             change(limits);
         });
         let driver = Driver::new(&config).expect("a driver");
@@ -141,11 +143,14 @@ impl Rig {
         // Descriptors that were retired close now.
         self.driver.wait(Some(Duration::ZERO), &mut out).expect("a wait");
         assert_eq!(out, [], "nothing completes when nothing is in flight");
-        self.driver.pool().collect();
+        let pools = [Some(self.driver.pool().clone()), self.driver.datagram_pool().cloned()];
+        pools.iter().flatten().for_each(|pool| pool.collect());
         let counters = self.counters();
         counters.settled().expect("the ledger is settled");
         assert_eq!(counters.stale, 0, "no stale completion");
-        assert_eq!(self.driver.pool().available(), self.driver.pool().count(), "every buffer is home");
+        for pool in pools.iter().flatten() {
+            assert_eq!(pool.available(), pool.count(), "every buffer is home");
+        }
         counters
     }
 

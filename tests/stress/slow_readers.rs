@@ -39,7 +39,7 @@ fn clients_that_never_read_cost_bounded_memory_and_slow_nobody_down() {
         let mut config = run.config.clone();
         config.limits.outbound_bytes_total_max = 16 << 20;
         config.limits.inbound_bytes_total_max = 8 << 20;
-        config.limits.buffers = 512;
+        config.limits.buffers = 32;
         let limits = config.limits.clone();
         let shard = Shard::new(config).expect("a shard");
         shard.block_on(serve(listener, &over));

@@ -1,4 +1,4 @@
-//! Sixteen buffers, very many connections that talk, and a program that holds each buffer for 50 ms.
+//! Sixteen small buffers, very many connections that talk, and a program that holds each buffer for 50 ms.
 
 use crate::tools::{Run, busy, pair, percentile, raise_descriptors, resident, scenario, trim};
 use anabranch::{Event, Lease, Shard};
@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 const BUFFERS: usize = 16;
+const BUFFER_BYTES: usize = 512;
 const HOLD: Duration = Duration::from_millis(50);
 
 #[test]
@@ -34,7 +35,7 @@ fn a_short_pool_serves_everybody_without_spinning() {
     });
 }
 
-/// Each connection says 200 bytes twice a second.
+/// Each connection fills a buffer twice a second.
 fn talk(mut sockets: Vec<TcpStream>, over: &AtomicBool) {
     sockets.iter().for_each(|socket| socket.set_nonblocking(true).unwrap());
     let pause = Duration::from_millis(500) / sockets.len() as u32 * 20;
@@ -42,7 +43,7 @@ fn talk(mut sockets: Vec<TcpStream>, over: &AtomicBool) {
         for group in sockets.chunks_mut(20) {
             for socket in group {
                 // A full socket is a connection that has said enough.
-                let _ = socket.write(&[1; 200]);
+                let _ = socket.write(&[1; BUFFER_BYTES]);
             }
             std::thread::sleep(pause);
         }
@@ -52,7 +53,7 @@ fn talk(mut sockets: Vec<TcpStream>, over: &AtomicBool) {
 fn serve(run: &Run, sockets: Vec<TcpStream>) {
     trim();
     let mut config = run.config.clone();
-    config.limits.buffers = BUFFERS;
+    (config.limits.buffers, config.limits.buffer_bytes) = (BUFFERS, BUFFER_BYTES);
     let shard = Shard::new(config).expect("a shard");
     let count = sockets.len();
     let mut turns = HashMap::new();

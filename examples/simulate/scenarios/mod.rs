@@ -4,6 +4,7 @@
 //! and nothing else; beside them stands a model of what they may see, which they share with the checks.
 #![forbid(unsafe_code)]
 
+mod broadcast;
 mod churn;
 mod completion;
 mod crashes;
@@ -47,6 +48,11 @@ pub(crate) const ALL: &[Scenario] = &[
         name: "requests",
         about: "requests that are tried again until each has its one answer",
         build: requests::build,
+    },
+    Scenario {
+        name: "broadcast",
+        about: "messages to many, some of whom read slowly or leave",
+        build: broadcast::build,
     },
     Scenario { name: "groups", about: "listeners and work over several shards", build: groups::build },
     Scenario {

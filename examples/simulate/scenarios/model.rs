@@ -85,6 +85,7 @@ pub(crate) fn small_config(choice: &mut Choice) -> Config {
         limits.endpoints_max = 256;
         limits.buffers = choice.within(2..24) as usize;
         limits.buffer_bytes = choice.within(512..2048) as usize;
+        (limits.datagram_buffers, limits.datagram_buffer_bytes) = (limits.buffers, limits.buffer_bytes);
         limits.inbound_bytes_max = choice.within(64..8192) as usize;
         limits.inbound_bytes_total_max = choice.within(1024..32_768) as usize;
         limits.outbound_bytes_max = choice.within(64..8192) as usize;

@@ -12,12 +12,15 @@ mod file;
 mod nop;
 mod poll;
 mod recv;
+mod recv_batch;
 mod recv_msg;
 mod recv_multi;
 mod send;
+mod send_batch;
 mod send_msg;
 mod send_to;
 mod shutdown;
+mod splice;
 
 pub use accept::Accept;
 pub use close::Close;
@@ -26,12 +29,15 @@ pub use file::{Fsync, ReadAt, WriteAt};
 pub use nop::Nop;
 pub use poll::Poll;
 pub use recv::Recv;
+pub use recv_batch::RecvBatch;
 pub use recv_msg::{RecvMsg, RecvMsgMulti};
 pub use recv_multi::RecvMulti;
 pub use send::Send;
+pub use send_batch::SendBatch;
 pub use send_msg::SendMsg;
 pub use send_to::SendTo;
 pub use shutdown::Shutdown;
+pub use splice::{Splice, Spliced, Transit};
 
 use super::completion::{Done, RawCompletion};
 use super::fd::FdRef;
@@ -57,6 +63,8 @@ pub(crate) enum Attempt {
     Done(i32),
     /// A standing operation brought something and goes on.
     More(i32, Option<BufferId>),
+    /// The same, and there was less than it could have taken.
+    Drained(i32, Option<BufferId>),
 }
 
 /// What an attempt may use.
@@ -108,12 +116,14 @@ pub(crate) trait Kernel: Sized {
 }
 
 macro_rules! ops {
-    ($($name:ident),* $(,)?) => {
-        /// An operation with everything the kernel needs for it.
+    (in place: $($name:ident),* ; boxed: $($boxed:ident),* $(,)?) => {
+        /// An operation with everything the kernel needs for it. Those that are rare and large are boxed, so that a slot
+        /// is one cache line.
         #[derive(Debug)]
         #[non_exhaustive]
         pub enum Op {
-            $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name)),*
+            $(#[doc = concat!("See [`", stringify!($name), "`].")] $name($name),)*
+            $(#[doc = concat!("See [`", stringify!($boxed), "`].")] $boxed(Box<$boxed>)),*
         }
 
         $(impl From<$name> for Op {
@@ -122,21 +132,43 @@ macro_rules! ops {
             }
         })*
 
+        $(impl From<$boxed> for Op {
+            fn from(op: $boxed) -> Op {
+                Op::$boxed(Box::new(op))
+            }
+        })*
+
+        ops! { methods $($name)* $($boxed)* }
+
+        impl Op {
+            #[inline]
+            pub(crate) fn finish(self, completion: RawCompletion, pool: &Pool) -> Done {
+                match self {
+                    $(Op::$name(op) => op.finish(completion, pool),)*
+                    $(Op::$boxed(op) => (*op).finish(completion, pool)),*
+                }
+            }
+        }
+    };
+    (methods $($name:ident)*) => {
         impl Op {
             /// Its name, for messages.
             pub fn name(&self) -> &'static str {
                 match self { $(Op::$name(_) => stringify!($name)),* }
             }
 
+            #[inline]
             pub(crate) fn waits_for(&self) -> Option<(&FdRef, Direction)> {
                 match self { $(Op::$name(op) => op.waits_for()),* }
             }
 
             #[cfg(target_os = "linux")]
+            #[inline]
             pub(crate) fn sqe(&mut self, scratch: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
                 match self { $(Op::$name(op) => op.sqe(scratch, encoding)),* }
             }
 
+            #[inline]
             pub(crate) fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
                 match self { $(Op::$name(op) => op.attempt(scratch, means)),* }
             }
@@ -145,20 +177,17 @@ macro_rules! ops {
                 match self { $(Op::$name(op) => op.blocking()),* }
             }
 
+            #[inline]
             pub(crate) fn more(&mut self, completion: RawCompletion, pool: &Pool) -> Done {
                 match self { $(Op::$name(op) => op.more(completion, pool)),* }
-            }
-
-            pub(crate) fn finish(self, completion: RawCompletion, pool: &Pool) -> Done {
-                match self { $(Op::$name(op) => op.finish(completion, pool)),* }
             }
         }
     };
 }
 
 ops! {
-    Accept, Connect, Recv, RecvMulti, RecvMsg, RecvMsgMulti, Send, SendMsg, SendTo, Shutdown, Close, Poll, Nop, ReadAt,
-    WriteAt, Fsync,
+    in place: Accept, Connect, Recv, RecvMulti, RecvMsgMulti, Send, SendMsg, Shutdown, Close, Poll, Nop, Fsync;
+    boxed: RecvMsg, SendTo, RecvBatch, SendBatch, ReadAt, WriteAt, Splice
 }
 
 /// A result that is a count.

@@ -7,7 +7,7 @@
 use super::*;
 use crate::driver::completion::Datagram;
 use crate::driver::sys::socket::read_address;
-use crate::driver::sys::{BUFFER_GROUP, NO_BUFFERS};
+use crate::driver::sys::{DATAGRAM_GROUP, NO_BUFFERS};
 use nix::libc;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -139,7 +139,7 @@ impl Kernel for RecvMsgMulti {
             (*header).msg_namelen = NAME_BYTES as libc::socklen_t;
             header
         };
-        opcode::RecvMsgMulti::new(socket, header, BUFFER_GROUP).build()
+        opcode::RecvMsgMulti::new(socket, header, DATAGRAM_GROUP).build()
     }
 
     fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
@@ -189,7 +189,10 @@ fn received(completion: RawCompletion, pool: &Pool) -> Done {
     let filled = usize::try_from(completion.result).unwrap_or(0);
     let lease = completion.buffer.map(|id| pool.lend(id, 0, filled));
     match (completion.result, lease) {
-        (result, _) if result == -NO_BUFFERS => Done::Starved,
+        (result, _) if result == -NO_BUFFERS => {
+            pool.note_starved();
+            Done::Starved
+        }
         (result, _) if result < 0 => Done::Datagram(Err(Error::from_raw(result))),
         (_, Some(lease)) if lease.len() >= PAYLOAD_OFFSET => Done::Datagram(parse(lease)),
         _ => Done::Datagram(Err(Error::Io(std::io::ErrorKind::InvalidData.into()))),
@@ -207,5 +210,5 @@ fn parse(mut lease: crate::buf::Lease) -> Result<Datagram, Error> {
     lease.advance(PAYLOAD_OFFSET);
     lease.truncate(header.payload_len as usize);
     let from = from.unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)));
-    Ok(Datagram { lease, from, truncated: cut })
+    Ok(Datagram { lease, from, truncated: cut, ecn: None, local: None })
 }

@@ -34,16 +34,18 @@ impl Kernel for RecvMulti {
     }
 
     fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {
-        let Some(id) = means.pool.take() else { return Attempt::Done(-NO_BUFFERS) };
-        let len = means.pool.buffer_bytes().min(means.bytes_max);
-        let start = means.pool.pointer(id);
-        // SAFETY: invariant 1: the buffer was just taken from the pool and is at least `len` bytes long.
+        let Some((start, room)) = means.pool.room() else { return Attempt::Done(-NO_BUFFERS) };
+        let len = room.min(means.bytes_max);
+        // SAFETY: invariant 1: nobody else has the pool's room, which is at least `len` bytes long.
         match attempted(unsafe { self.socket.descriptor().receive(start.cast(), len) }) {
-            Attempt::Done(bytes) if bytes > 0 => Attempt::More(bytes, Some(id)),
-            other => {
-                means.pool.untake(id);
-                other
+            Attempt::Done(bytes) if bytes > 0 => {
+                let buffer = Some(means.pool.carve(bytes as usize));
+                match (bytes as usize) < len {
+                    true => Attempt::Drained(bytes, buffer),
+                    false => Attempt::More(bytes, buffer),
+                }
             }
+            other => other,
         }
     }
 
@@ -56,12 +58,16 @@ impl Kernel for RecvMulti {
     }
 }
 
+#[inline]
 fn received(completion: RawCompletion, pool: &Pool) -> Done {
-    // Even a failed receive may have picked a buffer; making the lease first brings it home.
+    // Even a failed receive may have taken a piece; making the lease first brings it home.
     let filled = usize::try_from(completion.result).unwrap_or(0);
     let lease = completion.buffer.map(|id| pool.lend(id, 0, filled));
     match (completion.result, lease) {
-        (result, _) if result == -NO_BUFFERS => Done::Starved,
+        (result, _) if result == -NO_BUFFERS => {
+            pool.note_starved();
+            Done::Starved
+        }
         (result, _) if result < 0 => Done::Received(Received::Failed(Error::from_raw(result))),
         (0, _) | (_, None) => Done::Received(Received::End),
         (_, Some(lease)) => Done::Received(Received::Data(lease)),

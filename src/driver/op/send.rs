@@ -13,9 +13,6 @@ pub struct Send {
     pub socket: FdRef,
     /// What to send.
     pub payload: Payload,
-    /// Let the kernel read the payload in place. The result and the release of the payload are then two
-    /// completions (invariant 3).
-    pub zero_copy: bool,
     progress: Progress,
 }
 
@@ -23,24 +20,42 @@ pub struct Send {
 #[derive(Clone, Copy, Debug)]
 enum Progress {
     /// So many bytes have left, by attempts.
-    Bytes(usize),
+    Bytes(u32),
+    /// The same of a payload that the kernel may read in place. The result and the release of the payload are then two
+    /// completions (invariant 3).
+    InPlace(u32),
     /// A zero-copy send has reported this result and still holds its payload.
     Reported(i32),
 }
 
+/// The most that attempts send of one payload: results are `i32`. What is left is a short write.
+const BYTES_MAX: usize = 1 << 30;
+
 impl Send {
     /// Sends `payload` on `socket`.
     pub fn new(socket: FdRef, payload: Payload) -> Send {
-        Send { socket, payload, zero_copy: false, progress: Progress::Bytes(0) }
+        Send { socket, payload, progress: Progress::Bytes(0) }
     }
 
     /// As [`new`](Self::new), without a copy where the kernel can.
     pub fn zero_copy(socket: FdRef, payload: Payload) -> Send {
-        Send { zero_copy: true, ..Send::new(socket, payload) }
+        Send { socket, payload, progress: Progress::InPlace(0) }
+    }
+
+    /// Whether the kernel may read the payload in place.
+    pub fn is_zero_copy(&self) -> bool {
+        !matches!(self.progress, Progress::Bytes(_))
     }
 }
 
 const FLAGS: i32 = libc::MSG_NOSIGNAL;
+
+/// `IORING_SEND_ZC_REPORT_USAGE`: the notification tells whether the kernel copied all the same.
+#[cfg(target_os = "linux")]
+const REPORT_USAGE: u16 = 8;
+
+/// `IORING_NOTIF_USAGE_ZC_COPIED`, the result of such a notification.
+pub(crate) const ZERO_COPY_COPIED: i32 = i32::MIN;
 
 impl Kernel for Send {
     fn waits_for(&self) -> Option<(&FdRef, Direction)> {
@@ -54,8 +69,8 @@ impl Kernel for Send {
         let (start, len) = (self.payload.as_ptr(), u32::try_from(self.payload.len()).unwrap_or(u32::MAX));
         // MSG_WAITALL makes short sends the kernel's business.
         let flags = FLAGS | libc::MSG_WAITALL;
-        if self.zero_copy && encoding == Encoding::Plain {
-            opcode::SendZc::new(socket, start, len).flags(flags).build()
+        if self.is_zero_copy() && encoding == Encoding::Plain {
+            opcode::SendZc::new(socket, start, len).flags(flags).zc_flags(REPORT_USAGE).build()
         } else {
             opcode::Send::new(socket, start, len).flags(flags).build()
         }
@@ -63,14 +78,20 @@ impl Kernel for Send {
 
     fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {
         loop {
-            let Progress::Bytes(sent) = self.progress else { return Attempt::Blocked };
+            let sent = match self.progress {
+                Progress::Bytes(sent) | Progress::InPlace(sent) => sent as usize,
+                Progress::Reported(_) => return Attempt::Blocked,
+            };
             let rest = &self.payload[sent..];
-            let len = rest.len().min(means.bytes_max);
+            let len = rest.len().min(means.bytes_max).min(BYTES_MAX);
             match attempted(self.socket.descriptor().send(&rest[..len])) {
                 Attempt::Done(bytes) if bytes >= 0 => {
                     let sent = sent + bytes as usize;
-                    self.progress = Progress::Bytes(sent);
-                    if sent == self.payload.len() {
+                    self.progress = match self.progress {
+                        Progress::InPlace(_) => Progress::InPlace(sent as u32),
+                        _ => Progress::Bytes(sent as u32),
+                    };
+                    if sent == self.payload.len() || sent >= BYTES_MAX {
                         return Attempt::Done(sent as i32);
                     }
                     if means.bytes_max < usize::MAX {
@@ -93,9 +114,16 @@ impl Kernel for Send {
         let result = match self.progress {
             Progress::Reported(result) => result,
             // A cancelled send tells what had left before.
-            Progress::Bytes(sent) if completion.result < 0 && sent > 0 => sent as i32,
-            Progress::Bytes(_) => completion.result,
+            Progress::Bytes(sent) | Progress::InPlace(sent) if completion.result < 0 && sent > 0 => {
+                sent as i32
+            }
+            _ => completion.result,
         };
-        Done::Sent(counted(result), self.payload)
+        match self.progress {
+            Progress::Reported(_) if completion.result == ZERO_COPY_COPIED => {
+                Done::SentCopied(counted(result), self.payload)
+            }
+            _ => Done::Sent(counted(result), self.payload),
+        }
     }
 }

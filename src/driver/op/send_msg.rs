@@ -13,41 +13,26 @@ pub struct SendMsg {
     pub socket: FdRef,
     /// What to send.
     pub batch: Batch,
-    vectors: Vec<libc::iovec>,
     sent: usize,
 }
 
 impl SendMsg {
     /// Sends `batch` on `socket`.
     pub fn new(socket: FdRef, batch: Batch) -> SendMsg {
-        SendMsg { socket, batch, vectors: Vec::new(), sent: 0 }
+        SendMsg { socket, batch, sent: 0 }
     }
 
     /// Points the scratch's message header at the unsent bytes.
     fn prepare(&mut self, scratch: *mut Scratch, bytes_max: usize) -> *mut libc::msghdr {
-        fill_vectors(&mut self.vectors, &self.batch, self.sent, bytes_max);
+        let vectors = self.batch.vectors(self.sent, bytes_max);
         // SAFETY: invariant 1: the scratch is this slot's own; the vectors and the payloads belong to the
-        // operation and do not move before the terminal completion.
+        // operation's batch and do not move before the terminal completion.
         unsafe {
             let header = &raw mut (*scratch).header;
             header.write_bytes(0, 1);
-            (*header).msg_iov = self.vectors.as_mut_ptr();
-            (*header).msg_iovlen = self.vectors.len() as _;
+            (*header).msg_iov = vectors.as_mut_ptr();
+            (*header).msg_iovlen = vectors.len() as _;
             header
-        }
-    }
-}
-
-fn fill_vectors(vectors: &mut Vec<libc::iovec>, batch: &Batch, mut skip: usize, mut bytes_max: usize) {
-    vectors.clear();
-    for payload in batch.payloads() {
-        let start = skip.min(payload.len());
-        skip -= start;
-        let rest = &payload[start..];
-        let len = rest.len().min(bytes_max);
-        bytes_max -= len;
-        if len > 0 {
-            vectors.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: len });
         }
     }
 }

@@ -10,6 +10,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The accounting period if a group's file does not name one; the kernel's default.
 const PERIOD_US: f64 = 100_000.0;
@@ -44,6 +45,32 @@ pub(crate) fn quota() -> Option<f64> {
 /// How many shards to start if the configuration does not say: at least one.
 pub(crate) fn default_shards() -> usize {
     shards_for(allowed().len(), quota())
+}
+
+/// Whether somebody else may want the processor on which a shard of this process runs: the machine has only one, or
+/// the control groups grant less than the machine has, so that a shard that uses its time up is stopped.
+pub(crate) fn are_shared() -> bool {
+    static SHARED: OnceLock<bool> = OnceLock::new();
+    *SHARED.get_or_init(|| is_short(online(), quota()))
+}
+
+fn is_short(online: usize, quota: Option<f64>) -> bool {
+    online < 2 || quota.is_some_and(|cpus| cpus < online as f64)
+}
+
+/// The processors of the machine, whoever may use them.
+fn online() -> usize {
+    let listed = read_text(Path::new("/sys/devices/system/cpu/online"));
+    listed.and_then(|list| count_listed(list.trim())).unwrap_or_else(|| first_cpus().len())
+}
+
+/// How many numbers are in a list like `0-3,8`.
+fn count_listed(list: &str) -> Option<usize> {
+    list.split(',').try_fold(0, |count, range| {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        let span = last.parse::<usize>().ok()?.checked_sub(first.parse().ok()?)?;
+        Some(count + span + 1)
+    })
 }
 
 /// Lets the calling thread run on one processor only.
@@ -314,6 +341,24 @@ mod tests {
         assert_eq!(shards_for(8, Some(0.1)), 1);
         assert_eq!(shards_for(0, None), 1);
         assert_eq!(shards_for(8, Some(1e300)), 8);
+    }
+
+    #[test]
+    fn a_machine_with_one_processor_or_a_quota_below_its_processors_is_shared() {
+        assert!(is_short(1, None));
+        assert!(!is_short(2, None));
+        assert!(is_short(8, Some(7.5)));
+        assert!(!is_short(8, Some(8.0)));
+    }
+
+    #[test]
+    fn lists_of_processors_are_counted() {
+        for (list, count) in [("0", 1), ("0-1", 2), ("0-3,8", 5), ("1,3,5-7", 5)] {
+            assert_eq!(count_listed(list), Some(count), "{list}");
+        }
+        for list in ["", "x", "3-1", "0-"] {
+            assert_eq!(count_listed(list), None, "{list:?}");
+        }
     }
 
     #[test]

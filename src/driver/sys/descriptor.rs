@@ -5,6 +5,11 @@
 //! operations, queues or time.
 #![allow(unsafe_code)]
 
+use super::control::{
+    IP_PKTINFO, IP_RECVTOS, IPV6_RECVPKTINFO, IPV6_RECVTCLASS, SOL_UDP, UDP_GRO, UDP_SEGMENT,
+};
+use super::messages::Message;
+use super::pipe::Pipe;
 #[cfg(feature = "sim")]
 use super::sim;
 use super::socket;
@@ -206,6 +211,70 @@ impl Descriptor {
         }, simulated => simulated.send_to(bytes, to))
     }
 
+    /// Moves what was received into an empty pipe; simulated hosts have none.
+    pub(crate) fn splice_into(&self, pipe: &Pipe, len: usize) -> i32 {
+        on!(self, fd => pipe.fill(fd.as_fd(), len), _simulated => { let _ = (pipe, len); -libc::EOPNOTSUPP })
+    }
+
+    /// Sends what is in a pipe; perhaps not all.
+    pub(crate) fn splice_from(&self, pipe: &Pipe, len: usize) -> i32 {
+        on!(self, fd => pipe.empty(fd.as_fd(), len), _simulated => { let _ = (pipe, len); -libc::EOPNOTSUPP })
+    }
+
+    /// `recvmmsg(2)`: up to `count` datagrams with their senders; their number.
+    ///
+    /// # Safety
+    ///
+    /// `messages` points to as many messages; each header is as in [`receive_message`](Self::receive_message).
+    pub(crate) unsafe fn receive_messages(&self, messages: *mut Message, count: usize) -> i32 {
+        on!(self, fd => {
+            // SAFETY: invariant 1: the caller's promise.
+            called(|| unsafe { socket::receive_messages(fd.as_raw_fd(), messages, count) })
+        }, simulated => {
+            each_message(count, |index| {
+                // SAFETY: invariant 1: the caller's promise.
+                unsafe {
+                    let message = messages.add(index);
+                    let received = simulated_message(simulated, &raw mut (*message).header);
+                    (*message).len = received.max(0) as libc::c_uint;
+                    received
+                }
+            })
+        })
+    }
+
+    /// `sendmmsg(2)`: up to `count` datagrams; the number of those that left before one did not.
+    ///
+    /// # Safety
+    ///
+    /// `messages` points to as many messages; each header names ranges that can be read, an address or none, and
+    /// control messages or none.
+    pub(crate) unsafe fn send_messages(&self, messages: *mut Message, count: usize) -> i32 {
+        on!(self, fd => {
+            // SAFETY: invariant 1: the caller's promise.
+            called(|| unsafe { socket::send_messages(fd.as_raw_fd(), messages, count) })
+        }, simulated => {
+            each_message(count, |index| {
+                // SAFETY: invariant 1: the caller's promise. Nothing is joined where the kernel does not cut.
+                unsafe {
+                    let header = &(*messages.add(index)).header;
+                    if header.msg_controllen > 0 {
+                        return -libc::EOPNOTSUPP;
+                    }
+                    let range = *header.msg_iov;
+                    let bytes = std::slice::from_raw_parts(range.iov_base.cast::<u8>(), range.iov_len);
+                    simulated.send_to(bytes, socket::read_address(header.msg_name.cast(), header.msg_namelen as usize))
+                }
+            })
+        })
+    }
+
+    /// Whether the kernel cuts payloads in datagrams (udp(7): UDP_SEGMENT).
+    pub(crate) fn cuts_segments(&self) -> bool {
+        on!(self, fd => cfg!(target_os = "linux") && socket::has_option(fd, SOL_UDP, UDP_SEGMENT),
+            _simulated => false)
+    }
+
     /// Whether sends and receives are whole datagrams.
     pub(crate) fn is_datagram(&self) -> bool {
         on!(self, fd => matches!(SockRef::from(fd).r#type(), Ok(socket2::Type::DGRAM)),
@@ -330,10 +399,57 @@ impl Descriptor {
         }, _simulated => { let _ = (receive, send); Ok(()) })
     }
 
+    /// Lets the kernel join datagrams. A simulated kernel never does, which any may.
+    pub(crate) fn set_joins_datagrams(&self, joins: bool) -> io::Result<()> {
+        on!(self, fd => linux_only(|| socket::set_option(fd, SOL_UDP, UDP_GRO, joins.into())),
+            _simulated => { let _ = joins; Ok(()) })
+    }
+
+    /// Asks for the congestion codepoint of each datagram.
+    pub(crate) fn set_tells_ecn(&self, tells: bool) -> io::Result<()> {
+        on!(self, fd => linux_only(|| {
+            // IPv6 sockets bring IPv4 datagrams too.
+            socket::set_option(fd, libc::IPPROTO_IP, IP_RECVTOS, tells.into())?;
+            if self.is_v6()? {
+                socket::set_option(fd, libc::IPPROTO_IPV6, IPV6_RECVTCLASS, tells.into())?;
+            }
+            Ok(())
+        }), _simulated => { let _ = tells; Err(io::ErrorKind::Unsupported.into()) })
+    }
+
+    /// Asks for the local address and interface of each datagram.
+    pub(crate) fn set_tells_local(&self, tells: bool) -> io::Result<()> {
+        on!(self, fd => linux_only(|| match self.is_v6()? {
+            true => socket::set_option(fd, libc::IPPROTO_IPV6, IPV6_RECVPKTINFO, tells.into()),
+            false => socket::set_option(fd, libc::IPPROTO_IP, IP_PKTINFO, tells.into()),
+        }), _simulated => { let _ = tells; Err(io::ErrorKind::Unsupported.into()) })
+    }
+
+    fn is_v6(&self) -> io::Result<bool> {
+        Ok(self.local_addr()?.is_ipv6())
+    }
+
     /// Bytes in a file.
     pub(crate) fn length(&self) -> io::Result<u64> {
         on!(self, fd => Ok(std::fs::File::from(fd.try_clone()?).metadata()?.len()), simulated => simulated.length())
     }
+}
+
+/// Options that are set elsewhere in another way, or not at all.
+fn linux_only(set: impl FnOnce() -> io::Result<()>) -> io::Result<()> {
+    if cfg!(target_os = "linux") { set() } else { Err(io::ErrorKind::Unsupported.into()) }
+}
+
+/// Makes a simulated call for each message until one fails: how many succeeded, or the first one's error.
+#[cfg(feature = "sim")]
+fn each_message(count: usize, call: impl Fn(usize) -> i32) -> i32 {
+    for index in 0..count {
+        let result = call(index);
+        if result < 0 {
+            return if index > 0 { index as i32 } else { result };
+        }
+    }
+    count as i32
 }
 
 /// Lets a simulated call fill memory that may not be initialised: it is zeroed first.

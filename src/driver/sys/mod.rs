@@ -8,9 +8,13 @@
 //! must not touch an operation after that, and must not run foreign code.
 
 pub(crate) mod blocking;
+pub(crate) mod control;
 pub(crate) mod cpus;
 pub(crate) mod descriptor;
 pub(crate) mod host;
+pub(crate) mod messages;
+pub(crate) mod pipe;
+pub(crate) mod poller;
 mod readiness;
 pub(crate) mod script;
 #[cfg(feature = "sim")]
@@ -26,10 +30,11 @@ pub use wake::Wake;
 
 use super::completion::RawCompletion;
 use super::fd::FdRef;
+use super::pools::Pools;
 use super::slot::Slots;
 use super::token::Token;
 use crate::buf::Pool;
-use crate::config::{Backend as Choice, Config};
+use crate::config::{Backend as Choice, Config, Limits};
 use crate::report::{BackendKind, BackendReport, Capabilities, Capability};
 use nix::libc;
 use readiness::Readiness;
@@ -41,8 +46,10 @@ use std::time::Duration;
 pub(crate) const CANCELED: i32 = libc::ECANCELED;
 /// The error number of a receive for which no buffer was free.
 pub(crate) const NO_BUFFERS: i32 = libc::ENOBUFS;
-/// The kernel's name for our ring of receive buffers.
+/// The kernel's name for our ring of receive buffers for streams.
 pub(crate) const BUFFER_GROUP: u16 = 0;
+/// The kernel's name for that of datagrams.
+pub(crate) const DATAGRAM_GROUP: u16 = 1;
 
 /// Whether an accept was refused for lack of descriptors or of memory for them: the listener pauses.
 pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
@@ -70,7 +77,7 @@ pub(crate) fn is_connection_error(error: &io::Error) -> bool {
 /// What a backend works on.
 pub(crate) struct Workbench<'a> {
     pub(crate) slots: &'a mut Slots,
-    pub(crate) pool: &'a Pool,
+    pub(crate) pools: &'a Pools,
     pub(crate) out: &'a mut Vec<RawCompletion>,
     /// Capabilities that turned out to be missing.
     pub(crate) lowered: &'a mut Vec<(Capability, String)>,
@@ -92,7 +99,7 @@ pub(crate) enum Backend {
 
 impl Backend {
     /// Chooses and sets up a backend.
-    pub(crate) fn new(config: &Config, pool: &Pool) -> io::Result<(Backend, BackendReport)> {
+    pub(crate) fn new(config: &Config) -> io::Result<(Backend, BackendReport)> {
         if let Some(script) = &config.script {
             let backend = ScriptBackend::new(script.clone(), config)?;
             let report = emulated(BackendKind::Script, format!("scripted with seed {}", script.seed));
@@ -114,8 +121,8 @@ impl Backend {
         let (choice, asked) = asked_for(config)?;
         match choice {
             Choice::Readiness => Backend::readiness(config, asked, Vec::new()),
-            Choice::Uring => Backend::uring(config, pool, &asked).map_err(|refusal| refusal.error),
-            Choice::Auto => match Backend::uring(config, pool, &asked) {
+            Choice::Uring => Backend::uring(config, &asked).map_err(|refusal| refusal.error),
+            Choice::Auto => match Backend::uring(config, &asked) {
                 Ok(made) => Ok(made),
                 Err(refusal) => {
                     Backend::readiness(config, format!("io_uring: {}", refusal.error), refusal.ladder)
@@ -137,15 +144,33 @@ impl Backend {
     }
 
     #[cfg(target_os = "linux")]
-    fn uring(config: &Config, pool: &Pool, asked: &str) -> Result<(Backend, BackendReport), Refusal> {
-        let (ring, report) = uring::Uring::new(config, pool, asked)?;
+    fn uring(config: &Config, asked: &str) -> Result<(Backend, BackendReport), Refusal> {
+        let (ring, report) = uring::Uring::new(config, asked)?;
         Ok((Backend::Uring(Box::new(ring)), report))
     }
 
     #[cfg(not(target_os = "linux"))]
-    fn uring(_: &Config, _: &Pool, _: &str) -> Result<(Backend, BackendReport), Refusal> {
+    fn uring(_: &Config, _: &str) -> Result<(Backend, BackendReport), Refusal> {
         let error = io::Error::new(io::ErrorKind::Unsupported, "this system has no io_uring");
         Err(Refusal { error, ladder: Vec::new() })
+    }
+
+    /// The buffers that its pool of streams shall have: how many, and bytes of each.
+    pub(crate) fn stream_buffers(&self, limits: &Limits) -> (usize, usize) {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.stream_buffers(limits),
+            _ => (limits.buffers, limits.buffer_bytes),
+        }
+    }
+
+    /// Receives of datagrams shall fill this pool from now on; says what the system lacks for it.
+    pub(crate) fn serve_datagrams(&mut self, pool: &Pool) -> Option<(Capability, String)> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.serve_datagrams(pool),
+            _ => None,
+        }
     }
 
     /// Whether descriptors must not block for this backend.
@@ -226,6 +251,40 @@ impl Backend {
                 Ok(())
             }
             Backend::Gone => Ok(()),
+        }
+    }
+
+    /// Whether [`has_news`](Self::has_news) is cheap and true, so that a shard may spin on it. A script and a
+    /// simulation have their own ideas of time.
+    pub(crate) fn can_look(&self) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(_) => true,
+            Backend::Readiness(_) => true,
+            _ => false,
+        }
+    }
+
+    /// See `Driver::hand_over`.
+    pub(crate) fn hand_over(&mut self, slots: &mut Slots, pools: &Pools) -> io::Result<()> {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.hand_over(slots, pools),
+            // What was submitted counts as news: it is attempted in the next wait.
+            _ => {
+                let _ = (slots, pools);
+                Ok(())
+            }
+        }
+    }
+
+    /// See `Driver::has_news`.
+    pub(crate) fn has_news(&mut self) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.has_news(),
+            Backend::Readiness(readiness) => readiness.has_news(),
+            _ => false,
         }
     }
 

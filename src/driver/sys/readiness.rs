@@ -1,4 +1,4 @@
-//! Completions emulated over readiness: epoll, kqueue or poll, through the `polling` crate.
+//! Completions emulated over readiness: epoll, kqueue or poll.
 //!
 //! Each descriptor has two queues of tokens, one per direction, so that no waiter is ever lost to another. A
 //! submission joins its queue and is attempted at the next `wait`; what would block stays until the descriptor
@@ -11,28 +11,26 @@
 #![allow(unsafe_code)]
 
 use super::blocking::BlockingPool;
+use super::poller::{Notifier, Poller};
 use super::{Wake, Workbench};
 use crate::config::Config;
 use crate::driver::completion::RawCompletion;
 use crate::driver::fd::FdRef;
-use crate::driver::op::{Attempt, BlockingCall, Direction, Means};
+use crate::driver::op::{Attempt, BlockingCall, Direction};
 use crate::driver::slot::Slots;
-use crate::driver::sys::CANCELED;
+use crate::driver::sys::{CANCELED, socket};
 use crate::driver::token::Token;
 use crate::error::Full;
-use polling::{Event, Events, PollMode, Poller};
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The readiness backend.
 pub(crate) struct Readiness {
-    poller: Arc<Poller>,
-    events: Events,
-    mode: PollMode,
+    poller: Poller,
     registrations: Slab<Registration>,
     generation: u32,
     /// Registrations with something to attempt.
@@ -56,6 +54,8 @@ struct Registration {
     listed: bool,
     /// Directions that may be ready: attempted when listed.
     maybe: [bool; 2],
+    /// A receive that got less than it asked for may have left something.
+    has_end: bool,
 }
 
 impl Registration {
@@ -110,13 +110,10 @@ struct Blocking {
 
 impl Readiness {
     pub(crate) fn new(config: &Config) -> io::Result<Readiness> {
-        let poller = Arc::new(Poller::new()?);
-        let mode = if poller.supports_edge() { PollMode::Edge } else { PollMode::Oneshot };
+        let poller = Poller::new()?;
         let limits = &config.limits;
         Ok(Readiness {
             poller,
-            events: Events::new(),
-            mode,
             registrations: Slab::new(),
             generation: 0,
             ready: VecDeque::new(),
@@ -138,14 +135,14 @@ impl Readiness {
 
     /// How it learns of readiness, for the report.
     pub(crate) fn describe(&self) -> &'static str {
-        match self.mode {
-            PollMode::Edge => "readiness with edge-triggered events: ok",
-            _ => "readiness with one-shot events: ok",
+        match self.poller.has_edges() {
+            true => "readiness with edge-triggered events: ok",
+            false => "readiness with one-shot events: ok",
         }
     }
 
     pub(crate) fn wake(&self) -> Wake {
-        Wake::poller(Arc::clone(&self.poller))
+        Wake::poller(self.poller.notifier())
     }
 
     pub(crate) fn submit(&mut self, token: Token, slots: &mut Slots) -> io::Result<()> {
@@ -202,8 +199,7 @@ impl Readiness {
     pub(crate) fn forget(&mut self, fd: &FdRef) {
         let Some(index) = fd.registration() else { return };
         fd.set_registration(None);
-        // The poller refuses descriptors that it does not know; there is nothing to do then.
-        let _ = self.poller.delete(fd);
+        self.poller.delete(fd.as_fd());
         self.forget_closed(index);
     }
 
@@ -229,28 +225,31 @@ impl Readiness {
         Ok(())
     }
 
+    /// Whether a wait would find something at once: something to attempt, a result, or an event, which stays in the
+    /// poller. One system call, which leaves a wake-up where it is.
+    pub(crate) fn has_news(&self) -> bool {
+        let queued = !(self.unattached.is_empty() && self.ready.is_empty() && self.immediate.is_empty());
+        queued || socket::is_ready(&self.poller, Direction::Read)
+    }
+
     /// The next wait asks the poller, whatever it has already.
     pub(crate) fn insist(&mut self) {
         self.skipped_poll = true;
     }
 
     fn poll(&mut self, timeout: Option<Duration>) -> io::Result<()> {
-        self.events.clear();
-        match self.poller.wait(&mut self.events, timeout) {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-            _ => {}
-        }
-        let Readiness { events, registrations, ready, .. } = self;
-        for event in events.iter() {
+        let Readiness { poller, registrations, ready, .. } = self;
+        poller.wait(timeout, |event| {
             let (index, generation) = unpack(event.key);
             // An event of a descriptor that was closed meanwhile names an older generation.
             let known = registrations.get_mut(index as usize).filter(|known| known.generation == generation);
             if let Some(registration) = known {
                 registration.maybe[Direction::Read as usize] |= event.readable;
                 registration.maybe[Direction::Write as usize] |= event.writable;
+                registration.has_end |= event.has_end;
                 registration.list(index, ready);
             }
-        }
+        })?;
         for (token, result) in self.blocking.take_results() {
             self.immediate.push_back(RawCompletion::terminal(token, result));
         }
@@ -269,19 +268,16 @@ impl Readiness {
         self.generation = self.generation.wrapping_add(1) & GENERATION_MASK;
         let index = self.registrations.vacant_key() as u32;
         let key = pack(index, self.generation);
-        let interest = match self.mode {
-            PollMode::Edge => Event::all(key),
-            _ => Event::none(key),
-        };
         // SAFETY: invariant 10: the slots' references keep the descriptor open, and the driver calls `forget`
         // before it is closed.
-        unsafe { self.poller.add_with_mode(fd.as_raw_fd(), interest, self.mode)? };
+        unsafe { self.poller.add(fd.as_fd(), key)? };
         let registration = Registration {
             fd: fd.as_raw_fd(),
             generation: self.generation,
             queues: Default::default(),
             listed: false,
             maybe: [false; 2],
+            has_end: false,
         };
         self.registrations.insert(registration);
         fd.set_registration(Some(index));
@@ -297,11 +293,10 @@ impl Readiness {
             let Some(token) = self.unattached.pop_front() else { return };
             let Some((op, scratch)) = bench.slots.parts(token) else { continue };
             if let Some(call) = op.blocking() {
-                self.blocking.run(token, call, &self.poller);
+                self.blocking.run(token, call, self.poller.notifier());
                 continue;
             }
-            let means = Means { pool: bench.pool, bytes_max: usize::MAX };
-            if let Attempt::Done(result) = op.attempt(scratch, &means) {
+            if let Attempt::Done(result) = bench.pools.attempt(op, scratch, usize::MAX) {
                 bench.out.push(RawCompletion::terminal(token, result));
             }
         }
@@ -318,10 +313,10 @@ impl Readiness {
                 _ => continue,
             }
             let again =
-                [Direction::Read, Direction::Write].map(|direction| self.run_queue(index, direction, bench));
+                [Direction::Write, Direction::Read].map(|direction| self.run_queue(index, direction, bench));
             if again.contains(&true) {
                 self.list(index);
-            } else if self.mode != PollMode::Edge {
+            } else if !self.poller.has_edges() {
                 self.set_interest(index);
             }
         }
@@ -343,7 +338,7 @@ impl Readiness {
                 queue.pop();
                 continue;
             };
-            match op.attempt(scratch, &Means { pool: bench.pool, bytes_max: usize::MAX }) {
+            match bench.pools.attempt(op, scratch, usize::MAX) {
                 Attempt::Blocked => {
                     registration.maybe[direction as usize] = false;
                     return false;
@@ -355,6 +350,13 @@ impl Readiness {
                 Attempt::More(result, buffer) => {
                     bench.out.push(RawCompletion { token, result, more: true, buffer });
                 }
+                Attempt::Drained(result, buffer) => {
+                    bench.out.push(RawCompletion { token, result, more: true, buffer });
+                    if !registration.has_end {
+                        registration.maybe[direction as usize] = false;
+                        return false;
+                    }
+                }
             }
         }
         true
@@ -364,10 +366,9 @@ impl Readiness {
     fn set_interest(&mut self, index: u32) {
         let registration = &self.registrations[index as usize];
         let waits = registration.queues.each_ref().map(|queue| queue.first.is_some());
-        let interest = Event::new(pack(index, registration.generation), waits[0], waits[1]);
         // SAFETY: invariant 10: a registered descriptor is open until `forget`.
         let fd = unsafe { BorrowedFd::borrow_raw(registration.fd) };
-        let _ = self.poller.modify_with_mode(fd, interest, self.mode);
+        self.poller.set_interest(fd, pack(index, registration.generation), waits);
     }
 
     fn take_immediate(&mut self, bench: &mut Workbench<'_>) {
@@ -377,12 +378,12 @@ impl Readiness {
 }
 
 impl Blocking {
-    fn run(&mut self, token: Token, call: BlockingCall, poller: &Arc<Poller>) {
-        let (results, poller) = (Arc::clone(&self.results), Arc::clone(poller));
+    fn run(&mut self, token: Token, call: BlockingCall, notifier: Notifier) {
+        let results = Arc::clone(&self.results);
         let job = Box::new(move || {
             let result = call();
             lock(&results).push((token, result));
-            let _ = poller.notify();
+            notifier.notify();
         });
         self.start(token, job);
     }
@@ -450,6 +451,7 @@ fn unpack(key: usize) -> (u32, u32) {
 mod tests {
     use super::*;
     use crate::buf::Pool;
+    use crate::driver::Pools;
     use crate::driver::fd::Census;
     use crate::driver::op::{Op, Poll};
     use crate::driver::sys::Backend;
@@ -458,7 +460,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_dropped_leaves_no_registration_behind() {
-        let pool = Pool::new(1, 512, Box::new(|| {}));
+        let pools = Pools { streams: Pool::new(1, 512, Box::new(|| {})), datagrams: None };
         let (census, mut slots) = (Rc::<Census>::default(), Slots::new(8));
         let mut backend = Backend::Readiness(Box::new(Readiness::new(&Config::new()).expect("a poller")));
         for _ in 0..100 {
@@ -468,8 +470,13 @@ mod tests {
             let token = slots.insert(poll, 0).expect("room");
             backend.submit(token, &mut slots).expect("the poller takes it");
             let (mut out, mut lowered) = (Vec::new(), Vec::new());
-            let mut bench =
-                Workbench { slots: &mut slots, pool: &pool, out: &mut out, lowered: &mut lowered, budget: 8 };
+            let mut bench = Workbench {
+                slots: &mut slots,
+                pools: &pools,
+                out: &mut out,
+                lowered: &mut lowered,
+                budget: 8,
+            };
             backend.wait(&mut bench, None).expect("a wait");
             assert_eq!(out, [RawCompletion::terminal(token, 0)]);
             // The operation held the last reference.

@@ -9,7 +9,7 @@
 use super::{CANCELED, NO_BUFFERS, Wake, Workbench};
 use crate::config::Config;
 use crate::driver::completion::RawCompletion;
-use crate::driver::op::{Attempt, Means, Op};
+use crate::driver::op::{Attempt, Op};
 use crate::driver::token::Token;
 use std::io;
 use std::sync::Arc;
@@ -178,7 +178,7 @@ impl ScriptBackend {
         if cancel_asked && !self.random.chance(self.script.late_success) {
             return self.end(token, -CANCELED);
         }
-        let standing = matches!(op, Op::RecvMulti(_) | Op::RecvMsgMulti(_));
+        let standing = matches!(op, Op::RecvMulti(_) | Op::RecvMsgMulti(_) | Op::RecvBatch(_));
         if standing && self.random.chance(self.script.no_buffers) {
             return self.end(token, -NO_BUFFERS);
         }
@@ -187,11 +187,11 @@ impl ScriptBackend {
         } else {
             let short = self.random.chance(self.script.short) && !is_datagram(op);
             let bytes_max = if short { 1 + self.random.below(64) } else { usize::MAX };
-            op.attempt(scratch, &Means { pool: bench.pool, bytes_max })
+            bench.pools.attempt(op, scratch, bytes_max)
         };
         match attempt {
             Attempt::Done(result) => return self.end(token, result),
-            Attempt::More(result, buffer) => {
+            Attempt::More(result, buffer) | Attempt::Drained(result, buffer) => {
                 self.held.push(RawCompletion { token, result, more: true, buffer });
             }
             Attempt::Blocked => blocked.extend(place),

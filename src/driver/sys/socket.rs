@@ -1,6 +1,7 @@
 //! Socket calls that differ between systems, or that need raw pointers.
 #![allow(unsafe_code)]
 
+use super::messages::Message;
 use crate::driver::op::Direction;
 use nix::libc;
 use std::io;
@@ -86,6 +87,98 @@ pub(crate) unsafe fn read_address(start: *const u8, len: usize) -> Option<Socket
     let v6 = unsafe { start.cast::<libc::sockaddr_in6>().read_unaligned() };
     let (ip, port) = (Ipv6Addr::from(v6.sin6_addr.s6_addr), u16::from_be(v6.sin6_port));
     Some(SocketAddrV6::new(ip, port, v6.sin6_flowinfo, v6.sin6_scope_id).into())
+}
+
+/// Receives up to `count` messages; their number, or -1. Never blocks.
+///
+/// # Safety
+///
+/// `messages` points to as many messages, whose headers refer to memory that can be written.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) unsafe fn receive_messages(socket: RawFd, messages: *mut Message, count: usize) -> isize {
+    // SAFETY: the caller's promise; a `Message` is laid out as the system's structure.
+    (unsafe {
+        let messages = messages.cast::<libc::mmsghdr>();
+        libc::recvmmsg(socket, messages, count as libc::c_uint, libc::MSG_DONTWAIT as _, std::ptr::null_mut())
+    }) as isize
+}
+
+/// Sends up to `count` messages; the number of those that went, or -1 if the first did not. Never blocks.
+///
+/// # Safety
+///
+/// `messages` points to as many messages, whose headers refer to memory that can be read.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) unsafe fn send_messages(socket: RawFd, messages: *mut Message, count: usize) -> isize {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: as above.
+    (unsafe { libc::sendmmsg(socket, messages.cast::<libc::mmsghdr>(), count as libc::c_uint, flags as _) })
+        as isize
+}
+
+/// One call per message, where there is none for many.
+///
+/// # Safety
+///
+/// `messages` points to as many messages, whose headers refer to memory that can be written.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) unsafe fn receive_messages(socket: RawFd, messages: *mut Message, count: usize) -> isize {
+    // SAFETY: the caller's promise.
+    unsafe { one_by_one(messages, count, |header| libc::recvmsg(socket, header, libc::MSG_DONTWAIT)) }
+}
+
+/// One call per message, where there is none for many.
+///
+/// # Safety
+///
+/// `messages` points to as many messages, whose headers refer to memory that can be read.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) unsafe fn send_messages(socket: RawFd, messages: *mut Message, count: usize) -> isize {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the caller's promise.
+    unsafe { one_by_one(messages, count, |header| libc::sendmsg(socket, header, flags)) }
+}
+
+/// Makes a call for each message until one fails.
+///
+/// # Safety
+///
+/// `messages` points to as many messages.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+unsafe fn one_by_one(
+    messages: *mut Message,
+    count: usize,
+    call: impl Fn(*mut libc::msghdr) -> isize,
+) -> isize {
+    for index in 0..count {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let message = messages.add(index);
+            let moved = call(&raw mut (*message).header);
+            if moved < 0 {
+                return if index > 0 { index as isize } else { moved };
+            }
+            (*message).len = moved as libc::c_uint;
+        }
+    }
+    count as isize
+}
+
+/// Sets an option that is a number.
+pub(crate) fn set_option(fd: &impl AsFd, level: i32, name: i32, value: i32) -> io::Result<()> {
+    let (value, len) = (&raw const value, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: plain system call; the value is as long as it says.
+    let set = unsafe { libc::setsockopt(fd.as_fd().as_raw_fd(), level, name, value.cast(), len) };
+    if set == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Whether the system knows an option.
+pub(crate) fn has_option(fd: &impl AsFd, level: i32, name: i32) -> bool {
+    let (mut value, mut len) = (0_i32, size_of::<i32>() as libc::socklen_t);
+    // SAFETY: plain system call; the value is as long as it says.
+    unsafe {
+        libc::getsockopt(fd.as_fd().as_raw_fd(), level, name, (&raw mut value).cast(), &raw mut len) == 0
+    }
 }
 
 /// Whether `fd` is ready in `direction` right now. An error counts as ready: the next call reports it.

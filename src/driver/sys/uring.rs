@@ -9,20 +9,22 @@
 //! The ring is used by one thread only. It must be drained before it is dropped; the driver sees to that.
 #![allow(unsafe_code)]
 
+mod calls;
 mod doorway;
 mod lookout;
 mod setup;
 
 use self::doorway::{Doorway, GETEVENTS, SQ_WAKEUP};
 use self::lookout::Lookout;
-use self::setup::{advise, build, require};
-use super::uring_bufs::BufferRing;
-use super::{BUFFER_GROUP, CANCELED, Refusal, Wake, Workbench};
-use crate::buf::{BufferId, Pool};
-use crate::config::Config;
+use self::setup::{advise, build, require, share_buffers};
+use super::uring_bufs::{BufferRing, Buffers};
+use super::{CANCELED, DATAGRAM_GROUP, Refusal, Wake, Workbench};
+use crate::buf::Pool;
+use crate::config::{Config, Limits};
+use crate::driver::Pools;
 use crate::driver::completion::RawCompletion;
 use crate::driver::fd::FdRef;
-use crate::driver::op::{Attempt, Encoding, Means, Op};
+use crate::driver::op::{Attempt, Direction, Encoding, Op};
 use crate::driver::slot::Slots;
 use crate::driver::token::Token;
 use crate::report::{BackendKind, BackendReport, Capabilities, Capability};
@@ -39,8 +41,10 @@ use std::time::Duration;
 
 /// Marks in the low byte of user data.
 const MARK_PLAIN: u8 = 0;
-const MARK_SINGLE: u8 = 1;
-const MARK_WAIT: u8 = 2;
+/// Plain, with buffers of the pool of datagrams.
+const MARK_DATAGRAM: u8 = 1;
+const MARK_SINGLE: u8 = 2;
+const MARK_WAIT: u8 = 3;
 const MARK_OWN: u8 = 0xff;
 
 /// User data of entries that are the backend's own.
@@ -53,13 +57,20 @@ pub(crate) struct Uring {
     /// Dropped before the ring, whose descriptor it uses.
     doorway: Doorway,
     ring: IoUring,
-    bufs: Option<BufferRing>,
+    bufs: Buffers,
     capabilities: Capabilities,
     /// Entries that found the ring full, in order.
     backlog: VecDeque<Entry>,
+    /// How many of them belong to operations that were cancelled; the kernel never sees those.
+    forgotten: usize,
     /// Completions that wait for the next `wait`: of operations that were cancelled in the backlog, and what
     /// was above the budget.
     early: Vec<RawCompletion>,
+    /// Calls to make at the next `wait`, receives and sends: datagrams move by calls of their own, and the ring only
+    /// tells when a socket is ready.
+    calls: [VecDeque<Token>; 2],
+    /// The last wait left out `enter` because it had results anyway.
+    skipped_enter: bool,
     /// Completions that need more than translating: the raw fields.
     special: Vec<(u64, i32, u32)>,
     event: Arc<EventFd>,
@@ -74,9 +85,9 @@ pub(crate) struct Uring {
 }
 
 impl Uring {
-    pub(crate) fn new(config: &Config, pool: &Pool, asked: &str) -> Result<(Uring, BackendReport), Refusal> {
+    pub(crate) fn new(config: &Config, asked: &str) -> Result<(Uring, BackendReport), Refusal> {
         let mut ladder = Vec::new();
-        match Uring::set_up(config, pool, &mut ladder) {
+        match Uring::set_up(config, &mut ladder) {
             Ok((ring, lowered)) => {
                 let report = BackendReport {
                     backend: BackendKind::Uring,
@@ -91,11 +102,7 @@ impl Uring {
         }
     }
 
-    fn set_up(
-        config: &Config,
-        pool: &Pool,
-        ladder: &mut Vec<String>,
-    ) -> io::Result<(Uring, Vec<(Capability, String)>)> {
+    fn set_up(config: &Config, ladder: &mut Vec<String>) -> io::Result<(Uring, Vec<(Capability, String)>)> {
         let mut lowered: Vec<_> = config.without.iter().map(|masked| (masked, "masked".to_owned())).collect();
         let (ring, mut capabilities) = build(config, ladder)?;
         let mut doorway = Doorway::new(ring.as_raw_fd());
@@ -107,21 +114,13 @@ impl Uring {
                 Err(error) => lowered.push((Capability::RegisteredRing, error.to_string())),
             }
         }
-        let mut bufs = None;
-        if allowed(Capability::BufferRing) && !capabilities.has(Capability::MultishotReceiveMessage) {
-            // Emulated receives of datagrams take free buffers from the pool, where the ring would leave none.
-            lowered.push((Capability::BufferRing, "useless without multishot-receive-message".to_owned()));
-        } else if allowed(Capability::BufferRing) {
-            match BufferRing::register(&ring, pool, BUFFER_GROUP) {
-                Ok(made) => {
-                    capabilities.insert(Capability::BufferRing);
-                    bufs = Some(made);
-                }
-                Err(error) => lowered.push((Capability::BufferRing, error.to_string())),
-            }
-        }
+        let bufs = Buffers {
+            streams: share_buffers(&ring, config, &mut capabilities, &mut lowered),
+            datagrams: None,
+        };
         // No probe tells of these: they are believed until the kernel refuses one.
-        for capability in [Capability::MultishotAccept, Capability::AddressedSend] {
+        use Capability::{AddressedSend, MultishotAccept, SegmentedSend};
+        for capability in [MultishotAccept, AddressedSend, SegmentedSend] {
             if allowed(capability) {
                 capabilities.insert(capability);
             }
@@ -133,7 +132,10 @@ impl Uring {
             bufs,
             capabilities,
             backlog: VecDeque::new(),
+            forgotten: 0,
             early: Vec::new(),
+            calls: Default::default(),
+            skipped_enter: false,
             special: Vec::new(),
             event: Arc::new(event),
             event_count: Box::new(0),
@@ -153,6 +155,10 @@ impl Uring {
 
     pub(crate) fn submit(&mut self, token: Token, slots: &mut Slots) {
         let Some(slot) = slots.get_mut(token) else { return };
+        if let Some(queue) = call_queue(&slot.op) {
+            slot.mark = MARK_WAIT;
+            return self.calls[queue].push_back(token);
+        }
         let (encoding, mark) = self.encoding(&slot.op);
         slot.mark = mark;
         if mark == MARK_PLAIN && matches!(slot.op, Op::RecvMulti(_)) {
@@ -174,17 +180,17 @@ impl Uring {
             }
             Op::RecvMulti(_) if !has(Capability::BufferRing) => (Encoding::Wait, MARK_WAIT),
             Op::RecvMulti(_) if !has(Capability::MultishotReceive) => (Encoding::Single, MARK_SINGLE),
-            Op::RecvMsgMulti(_)
-                if !has(Capability::BufferRing) || !has(Capability::MultishotReceiveMessage) =>
+            Op::RecvMsgMulti(_) if self.bufs.datagrams.is_none() => (Encoding::Wait, MARK_WAIT),
+            Op::RecvMsgMulti(_) => (Encoding::Plain, MARK_DATAGRAM),
+            Op::Send(op)
+                if op.is_zero_copy() && !(has(Capability::ZeroCopySend) && is_internet(&op.socket)) =>
             {
-                (Encoding::Wait, MARK_WAIT)
-            }
-            Op::Send(op) if op.zero_copy && !(has(Capability::ZeroCopySend) && is_internet(&op.socket)) => {
                 (Encoding::Single, MARK_PLAIN)
             }
             Op::SendTo(op) if op.to.is_some() && !has(Capability::AddressedSend) => {
                 (Encoding::Single, MARK_PLAIN)
             }
+            Op::Splice(_) => (Encoding::Wait, MARK_WAIT),
             _ => (Encoding::Plain, MARK_PLAIN),
         }
     }
@@ -192,11 +198,17 @@ impl Uring {
     pub(crate) fn cancel(&mut self, token: Token, slots: &mut Slots) {
         let Some(slot) = slots.get_mut(token) else { return };
         let target = token.marked(slot.mark);
+        if let Some(queue) = call_queue(&slot.op) {
+            let before = self.calls[queue].len();
+            self.calls[queue].retain(|other| *other != token);
+            if self.calls[queue].len() < before {
+                return self.early.push(RawCompletion::terminal(token, -CANCELED));
+            }
+        }
         if std::mem::take(&mut slot.waiting) {
-            let waiting = self.backlog.iter().position(|entry| entry.get_user_data() == target);
-            // The kernel has not seen it: it ends here and now, and is reported at the next wait.
-            waiting.and_then(|index| self.backlog.remove(index));
+            // The kernel has not seen it and never will: it ends here and now, and is reported at the next wait.
             self.early.push(RawCompletion::terminal(token, -CANCELED));
+            self.forget_entry(slots);
             return;
         }
         self.push(opcode::AsyncCancel::new(target).build().user_data(CANCEL));
@@ -215,30 +227,51 @@ impl Uring {
         false
     }
 
+    /// Counts an entry of the backlog whose operation was cancelled, and throws such entries out when they are many:
+    /// so a cancel costs no search, and the backlog is at most twice as long as what waits in it.
+    fn forget_entry(&mut self, slots: &mut Slots) {
+        self.forgotten += 1;
+        if self.forgotten > self.backlog.len() / 2 {
+            self.backlog.retain(|entry| is_awaited(entry, slots));
+            self.forgotten = 0;
+        }
+    }
+
     /// Moves what waits into the ring, as far as there is room.
     fn move_backlog(&mut self, slots: &mut Slots) {
         let mut queue = self.ring.submission();
         while let Some(entry) = self.backlog.front() {
-            // SAFETY: invariant 1: as in `push`.
-            if unsafe { queue.push(entry) }.is_err() {
-                return;
-            }
-            let (token, mark) = Token::unmarked(entry.get_user_data());
-            if mark != MARK_OWN {
+            if is_awaited(entry, slots) {
+                // SAFETY: invariant 1: as in `push`; the operation is in its slot, since it waits.
+                if unsafe { queue.push(entry) }.is_err() {
+                    return;
+                }
+                let (token, _) = Token::unmarked(entry.get_user_data());
                 slots.get_mut(token).into_iter().for_each(|slot| slot.waiting = false);
+            } else {
+                self.forgotten -= 1;
             }
             self.backlog.pop_front();
         }
     }
 
+    /// Waits for the event. A standing poll tells of each write by a completion, and nobody need read the counter
+    /// or submit anew, which saves a tenth of a wake. If there was a write before the poll it tells of that at once, so
+    /// none is lost.
     fn arm_wake(&mut self) {
         if self.wake_armed || self.ending {
             return;
         }
         self.wake_armed = true;
-        let count: *mut u64 = &mut *self.event_count;
         let event = Fd(self.event.as_fd().as_raw_fd());
-        self.push(opcode::Read::new(event, count.cast(), size_of::<u64>() as u32).build().user_data(WAKE));
+        // Polls stand since Linux 5.13, which no probe tells; what came later has one.
+        let entry = if self.capabilities.has(Capability::MultishotReceive) {
+            opcode::PollAdd::new(event, (libc::EPOLLIN | libc::EPOLLET) as u32).multi(true).build()
+        } else {
+            let count: *mut u64 = &mut *self.event_count;
+            opcode::Read::new(event, count.cast(), size_of::<u64>() as u32).build()
+        };
+        self.push(entry.user_data(WAKE));
     }
 
     fn arm_lookout(&mut self) {
@@ -263,17 +296,19 @@ impl Uring {
     }
 
     pub(crate) fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Option<Duration>) -> io::Result<()> {
-        if let Some(bufs) = &mut self.bufs {
-            bufs.publish(bench.pool);
-        }
-        self.arm_wake();
-        self.arm_lookout();
-        self.move_backlog(bench.slots);
+        self.make_ready(bench.slots, bench.pools);
         let room = bench.budget.saturating_sub(bench.out.len()).min(self.early.len());
         bench.out.extend(self.early.drain(..room));
-        let idle = bench.out.is_empty() && self.backlog.is_empty() && self.ring.completion().is_empty();
+        self.run_calls(bench);
+        if self.may_skip_enter(bench) {
+            return Ok(());
+        }
+        let idle = bench.out.is_empty()
+            && self.early.is_empty()
+            && self.backlog.is_empty()
+            && self.ring.completion().is_empty();
         let block = idle && timeout != Some(Duration::ZERO);
-        let refused = self.enter(block, timeout)?;
+        let refused = if block || self.needs_enter() { self.enter(block, timeout)? } else { false };
         let more = std::mem::take(&mut self.insisted) && !self.ring.completion().is_empty();
         self.reap(bench);
         if more {
@@ -284,6 +319,34 @@ impl Uring {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(())
+    }
+
+    /// Puts everything into the ring that the kernel shall have, as far as there is room.
+    fn make_ready(&mut self, slots: &mut Slots, pools: &Pools) {
+        self.bufs.publish(pools);
+        self.arm_wake();
+        self.arm_lookout();
+        self.move_backlog(slots);
+    }
+
+    /// Submits without waiting; what has completed stays in the ring.
+    pub(crate) fn hand_over(&mut self, slots: &mut Slots, pools: &Pools) -> io::Result<()> {
+        self.make_ready(slots, pools);
+        // A refusal shows again in the wait that follows: its entries stay in the ring.
+        if self.ring.submission().is_empty() { Ok(()) } else { self.enter(false, None).map(drop) }
+    }
+
+    /// Whether a wait would find something at once. Looks at memory only.
+    pub(crate) fn has_news(&mut self) -> bool {
+        let unfinished = !(self.early.is_empty() && self.backlog.is_empty());
+        unfinished || !self.ring.completion().is_empty() || self.needs_enter()
+    }
+
+    /// Whether a call that does not wait has something to do: entries to take, completions to make, or such that
+    /// found the ring full. Where the kernel does not say so in the ring it makes them without being called.
+    fn needs_enter(&mut self) -> bool {
+        let queue = self.ring.submission();
+        self.insisted || !queue.is_empty() || queue.taskrun() || queue.cq_overflow()
     }
 
     /// The next wait brings everything that has arrived, up to its budget.
@@ -333,10 +396,11 @@ impl Uring {
             // What comes after a refused operation may be its own next completion, so it must not overtake.
             in_order |= is_refusal(result);
             let renewed = result == -CANCELED && self.lookout.has_renewed();
-            if mark != MARK_PLAIN || in_order || renewed {
+            if mark > MARK_DATAGRAM || in_order || renewed {
                 self.special.push((data, result, flags));
             } else {
-                bench.out.push(translate(token, result, flags, bench.pool));
+                let datagram = mark == MARK_DATAGRAM;
+                bench.out.push(self.bufs.translate(token, result, flags, datagram, bench.pools));
             }
         }
         if !self.special.is_empty() {
@@ -352,14 +416,18 @@ impl Uring {
     fn on_special(&mut self, data: u64, result: i32, flags: u32, bench: &mut Workbench<'_>) {
         let (token, mark) = Token::unmarked(data);
         match (data, mark) {
-            (WAKE, _) => self.wake_armed = false,
-            (LOOK, _) => self.look_out(bench),
-            (_, MARK_OWN) => {}
-            (_, MARK_SINGLE) => self.on_single(translate(token, result, flags, bench.pool), bench),
-            (_, MARK_WAIT) => self.on_ready(token, result, bench),
+            (WAKE, _) => return self.wake_armed = cqueue::more(flags),
+            (LOOK, _) => return self.look_out(bench),
+            (_, MARK_OWN) => return,
+            (_, MARK_WAIT) => return self.on_ready(token, result, bench),
+            _ => {}
+        }
+        let completion = self.bufs.translate(token, result, flags, mark == MARK_DATAGRAM, bench.pools);
+        match mark {
+            MARK_SINGLE => self.on_single(completion, bench),
             _ if result == -CANCELED && self.lookout.renews(token) => self.repeat(token, bench),
-            _ if is_refusal(result) => self.on_refused(translate(token, result, flags, bench.pool), bench),
-            _ => bench.out.push(translate(token, result, flags, bench.pool)),
+            _ if is_refusal(result) => self.on_refused(completion, bench),
+            _ => bench.out.push(completion),
         }
     }
 
@@ -382,13 +450,13 @@ impl Uring {
         }
         for _ in 0..self.attempts_max {
             let Some((op, scratch)) = bench.slots.parts(token) else { return };
-            match op.attempt(scratch, &Means { pool: bench.pool, bytes_max: usize::MAX }) {
+            match bench.pools.attempt(op, scratch, usize::MAX) {
                 Attempt::Blocked => break,
                 Attempt::Done(result) => {
                     bench.out.push(RawCompletion::terminal(token, result));
                     return;
                 }
-                Attempt::More(result, buffer) => {
+                Attempt::More(result, buffer) | Attempt::Drained(result, buffer) => {
                     bench.out.push(RawCompletion { token, result, more: true, buffer })
                 }
             }
@@ -418,7 +486,7 @@ impl Uring {
             Op::Accept(op) if op.repeat && is_listener(&op.listener) => Some(Capability::MultishotAccept),
             // Some sockets cannot send without a copy though the kernel can: the notification that follows
             // the result tells, and then there is nothing to repeat.
-            Op::Send(op) if op.zero_copy && !completion.more => Some(Capability::ZeroCopySend),
+            Op::Send(op) if op.is_zero_copy() && !completion.more => Some(Capability::ZeroCopySend),
             // Port 0 is refused in the same way, and that is the program's mistake.
             Op::SendTo(op) if op.to.is_some_and(|to| to.port() != 0) => Some(Capability::AddressedSend),
             _ => None,
@@ -449,10 +517,50 @@ impl Uring {
 
     /// Takes the buffers back from the kernel. Nothing may be in flight.
     pub(crate) fn release(&mut self) {
-        if let Some(bufs) = self.bufs.take() {
-            bufs.unregister(&self.ring, BUFFER_GROUP);
+        self.bufs.unregister(&self.ring);
+    }
+
+    /// The buffers of a pool of streams: piece by piece where the kernel can, else cut up.
+    pub(crate) fn stream_buffers(&self, limits: &Limits) -> (usize, usize) {
+        let can = |capability| self.capabilities.has(capability);
+        if can(Capability::BufferRing) && !can(Capability::IncrementalBuffers) {
+            return limits.cut_buffers();
+        }
+        (limits.buffers, limits.buffer_bytes)
+    }
+
+    /// Shares a pool of datagrams with the kernel; says why that is not to be had.
+    pub(crate) fn serve_datagrams(&mut self, pool: &Pool) -> Option<(Capability, String)> {
+        let capability = Capability::MultishotReceiveMessage;
+        if !self.capabilities.has(Capability::BufferRing) || !self.capabilities.has(capability) {
+            return None;
+        }
+        match BufferRing::register(&self.ring, DATAGRAM_GROUP, pool.count(), false) {
+            Ok(made) => {
+                self.bufs.datagrams = Some(made);
+                None
+            }
+            Err(error) => {
+                self.capabilities.remove(capability);
+                Some((capability, error.to_string()))
+            }
         }
     }
+}
+
+/// The queue of an operation that is a call.
+fn call_queue(op: &Op) -> Option<usize> {
+    match op {
+        Op::RecvBatch(_) => Some(Direction::Read as usize),
+        Op::SendBatch(_) => Some(Direction::Write as usize),
+        _ => None,
+    }
+}
+
+/// Whether an entry of the backlog is the backend's own, or its operation waits: what a cancelled one points to may be gone.
+fn is_awaited(entry: &Entry, slots: &mut Slots) -> bool {
+    let (token, mark) = Token::unmarked(entry.get_user_data());
+    mark == MARK_OWN || slots.get_mut(token).is_some_and(|slot| slot.waiting)
 }
 
 /// Whether kernels refuse with this result what they do not know.
@@ -472,13 +580,4 @@ fn is_listener(socket: &FdRef) -> bool {
 
 fn is_receive(token: Token, bench: &mut Workbench<'_>) -> bool {
     bench.slots.get_mut(token).is_some_and(|slot| matches!(slot.op, Op::RecvMulti(_)))
-}
-
-fn translate(token: Token, result: i32, flags: u32, pool: &Pool) -> RawCompletion {
-    let buffer = cqueue::buffer_select(flags).map(BufferId);
-    if buffer.is_some() {
-        pool.left_kernel();
-    }
-    // The release of a zero-copy send's payload is its terminal completion.
-    RawCompletion { token, result, more: cqueue::more(flags), buffer }
 }

@@ -1,7 +1,7 @@
 //! Waking a driver that waits, from any thread.
 #![forbid(unsafe_code)]
 
-use polling::Poller;
+use super::poller::Notifier;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,7 +15,7 @@ pub struct Wake(Way);
 enum Way {
     #[cfg(target_os = "linux")]
     Event(Arc<nix::sys::eventfd::EventFd>),
-    Poller(Arc<Poller>),
+    Poller(Notifier),
     Flag(Arc<AtomicBool>),
     #[cfg(feature = "sim")]
     Simulated(super::sim::Machine, super::sim::NodeId),
@@ -27,8 +27,8 @@ impl Wake {
         Wake(Way::Event(event))
     }
 
-    pub(crate) fn poller(poller: Arc<Poller>) -> Wake {
-        Wake(Way::Poller(poller))
+    pub(crate) fn poller(notifier: Notifier) -> Wake {
+        Wake(Way::Poller(notifier))
     }
 
     pub(crate) fn flag(flag: Arc<AtomicBool>) -> Wake {
@@ -46,7 +46,7 @@ impl Wake {
             // The counter cannot overflow: the driver reads it back to zero, and 2^64 writes are out of reach.
             #[cfg(target_os = "linux")]
             Way::Event(event) => drop(event.write(1)),
-            Way::Poller(poller) => drop(poller.notify()),
+            Way::Poller(notifier) => notifier.notify(),
             Way::Flag(flag) => flag.store(true, Ordering::SeqCst),
             #[cfg(feature = "sim")]
             Way::Simulated(machine, node) => machine.wake(*node),

@@ -2,12 +2,23 @@
 #![forbid(unsafe_code)]
 
 use super::*;
+use crate::buf::{BATCH_MAX, Batch};
+use crate::driver::Descriptor;
+use std::io;
 
 /// Pool buffers that one connection's outbound queue may hold before payloads are copied out.
-const POOLED_OUTBOUND_MAX: usize = 32;
+const POOLED_OUTBOUND_MAX: u16 = 32;
+
+/// A payload up to this long is copied to its neighbours rather than pointed at: a kernel takes about as long for one
+/// more piece as a copy of some hundred bytes takes.
+const SMALL_BYTES_MAX: usize = 256;
+
+/// Most bytes that are copied into one payload.
+const JOINED_BYTES_MAX: usize = 16 * 1024;
 
 impl Stream {
     /// Whether `bytes` more may be queued. One payload always may if nothing is queued.
+    #[inline]
     pub(crate) fn has_room(&self, engine: &Engine, bytes: usize) -> bool {
         if self.outbound_bytes == 0 {
             return true;
@@ -22,6 +33,7 @@ impl Stream {
     /// # Errors
     ///
     /// Inside: the error of the connection, which is reported by each further call. Outside: `Full`.
+    #[inline]
     pub(crate) fn send(
         &mut self,
         core: &mut Common,
@@ -38,8 +50,9 @@ impl Stream {
             return Err(Full(payload));
         }
         let len = payload.len();
-        self.queued_total += len as u64;
-        self.tags.extend(tag.map(|tag| (tag, self.queued_total)));
+        if let Some(tag) = tag {
+            self.queue_tag(engine, tag, len);
+        }
         if len == 0 {
             engine.drop_payload(payload);
             self.emit_sent(core.id, engine);
@@ -48,77 +61,218 @@ impl Stream {
         self.outbound_bytes += len;
         engine.outbound_total += len;
         let waits = self.sending.is_some() || !self.outbound.is_empty();
-        let pinned = self.outbound.pooled() >= POOLED_OUTBOUND_MAX || (waits && engine.is_pool_low());
-        self.outbound.push(if pinned { payload.detach() } else { payload });
+        let crowded = self.pooled >= POOLED_OUTBOUND_MAX;
+        self.queue(engine, if crowded { payload.detach() } else { engine.made_to_leave(payload, waits) });
         if self.sending.is_none() {
             self.make_dirty(core.id, engine);
         }
         Ok(Ok(()))
     }
 
-    fn send_refusal(&self, core: &Common) -> Option<Error> {
-        if let Some(error) = &self.send_error {
+    #[inline]
+    pub(super) fn send_refusal(&self, core: &Common) -> Option<Error> {
+        if !core.is_open() {
+            return Some(self.send_error().map_or(Error::Closed, Error::duplicate));
+        }
+        let cold = self.cold.as_ref()?;
+        if let Some(error) = &cold.send_error {
             return Some(error.duplicate());
         }
-        if let Some(Connecting::Failed(error)) = &self.connecting {
+        if let Some(Connecting::Failed(error)) = &cold.connecting {
             return Some(error.duplicate());
         }
-        (!core.is_open() || !matches!(self.shutdown, Shut::No)).then_some(Error::Closed)
+        (!matches!(cold.shutdown, Shut::No)).then_some(Error::Closed)
     }
 
     /// Waits for room to send.
     pub(crate) fn wait_for_room(&mut self, engine: &mut Engine, waiter: Waiter) {
         // Whoever waits has something queued, so the end of a send will wake it.
-        waiter.replace(&mut self.writer, engine);
+        waiter.replace(&mut self.cold().writer, engine);
+    }
+
+    /// Waits for room on behalf of the completion API.
+    ///
+    /// # Errors
+    ///
+    /// If the outbound side is over; `false` inside if another submission waits.
+    pub(crate) fn submit_writable(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        tag: u64,
+    ) -> Result<bool, Error> {
+        if let Some(error) = self.send_refusal(core) {
+            return Err(error);
+        }
+        if self.outbound_bytes == 0 {
+            engine.emit(tag, core.id, false, Event::Writable);
+            return Ok(true);
+        }
+        let free = !self.cold().writer.is_tag();
+        if free {
+            Waiter::Tag(tag).replace(&mut self.cold().writer, engine);
+        }
+        Ok(free)
     }
 
     /// Whether everything queued has left, or why it cannot; puts the waiter in place if not yet.
     pub(crate) fn flushed(&mut self, engine: &mut Engine, waiter: Waiter) -> Option<Result<(), Error>> {
-        if let Some(error) = &self.send_error {
+        if let Some(error) = self.send_error() {
             return Some(Err(error.duplicate()));
         }
         if !self.has_to_send() {
             return Some(Ok(()));
         }
-        waiter.replace(&mut self.flusher, engine);
+        waiter.replace(&mut self.cold().flusher, engine);
         None
     }
 
     pub(crate) fn has_to_send(&self) -> bool {
-        self.sending.is_some() || !self.outbound.is_empty() || matches!(self.shutdown, Shut::Wanted(..))
+        self.outbound_bytes > 0 || self.sending.is_some() || self.wants_shutdown()
     }
 
-    /// Submits the head of the chain if no send is in flight.
+    #[inline]
+    pub(super) fn queue(&mut self, engine: &mut Engine, payload: Payload) {
+        self.count_in(&payload);
+        engine.outbound.push_back(&mut self.outbound, payload);
+    }
+
+    #[inline]
+    fn pop(&mut self, engine: &mut Engine) -> Option<Payload> {
+        let payload = engine.outbound.pop_front(&mut self.outbound)?;
+        self.count_out(&payload);
+        Some(payload)
+    }
+
+    /// Puts an unsent payload back at the front.
+    fn put_back(&mut self, engine: &mut Engine, payload: Payload) {
+        self.count_in(&payload);
+        engine.outbound.push_front(&mut self.outbound, payload);
+    }
+
+    #[inline]
+    pub(super) fn count_out(&mut self, payload: &Payload) {
+        self.pooled -= u16::from(payload.is_pooled());
+        if let Some(fan) = self.fan_mut() {
+            fan.count_out(payload);
+        }
+    }
+
+    #[inline]
+    fn count_in(&mut self, payload: &Payload) {
+        self.pooled += u16::from(payload.is_pooled());
+        if let Some(fan) = self.fan_mut() {
+            fan.count_in(payload);
+        }
+    }
+
+    /// Submits the head of the queue if no send is in flight.
+    #[inline]
     pub(super) fn flush(&mut self, core: &mut Common, engine: &mut Engine) {
-        if self.sending.is_some() || self.connecting.is_some() || self.send_error.is_some() {
+        if self.sending.is_some() || self.connecting().is_some() || self.send_error().is_some() {
             return;
         }
         if self.outbound.is_empty() {
             self.shut_down(core, engine);
             return;
         }
-        let before = self.outbound.bytes();
-        let op = self.next_send(core.fd().clone(), engine);
-        let bytes = before - self.outbound.bytes();
+        let (op, bytes) = self.next_send(core.fd().clone(), engine);
         match core.submit(engine, op) {
             Ok(token) => self.sending = Some(Sending { token, bytes }),
-            Err(Op::Send(op)) => self.outbound.put_back_one(op.payload),
-            Err(Op::SendMsg(op)) => self.outbound.put_back(op.batch, 0, &mut |_| {}),
+            Err(Op::Send(op)) => self.put_back(engine, op.payload),
+            Err(Op::SendMsg(op)) => self.take_back(engine, op.batch, 0),
             Err(_) => {}
         }
     }
 
-    fn next_send(&mut self, socket: FdRef, engine: &Engine) -> Op {
-        if self.outbound.len() > 1 && !engine.is_rare(Rare::SmallBatch) {
-            return SendMsg::new(socket, self.outbound.take_batch()).into();
+    /// The next send and its length.
+    #[inline]
+    fn next_send(&mut self, socket: FdRef, engine: &mut Engine) -> (Op, usize) {
+        if !self.outbound.is_single() && !engine.is_rare(Rare::SmallBatch) {
+            return self.next_batch(socket, engine);
         }
-        let payload = self.outbound.pop().expect("the chain is not empty");
-        if payload.len() >= engine.zero_copy_bytes_min {
-            return Send::zero_copy(socket, payload).into();
-        }
-        Send::new(socket, payload).into()
+        let payload = self.pop(engine).expect("the queue is not empty");
+        self.single(socket, payload, engine)
     }
 
+    fn next_batch(&mut self, socket: FdRef, engine: &mut Engine) -> (Op, usize) {
+        let first = self.next_piece(engine).expect("the queue is not empty");
+        if self.outbound.is_empty() {
+            return self.single(socket, first, engine);
+        }
+        let mut batch = engine.batches.pop().unwrap_or_default();
+        let mut bytes = first.len();
+        batch.push(first);
+        while batch.payloads().len() < BATCH_MAX {
+            let Some(payload) = self.next_piece(engine) else { break };
+            bytes += payload.len();
+            batch.push(payload);
+        }
+        (SendMsg::new(socket, batch).into(), bytes)
+    }
+
+    /// The next payload, or a copy of the small ones that stand together at the front.
+    fn next_piece(&mut self, engine: &mut Engine) -> Option<Payload> {
+        let mut left = JOINED_BYTES_MAX;
+        let is_next = |payload: &&Payload| {
+            let fits = payload.len() <= SMALL_BYTES_MAX.min(left);
+            left -= if fits { payload.len() } else { 0 };
+            fits
+        };
+        let count = engine.outbound.iter(&self.outbound).take_while(is_next).count();
+        if count < 2 {
+            return self.pop(engine);
+        }
+        let mut joined = Vec::with_capacity(JOINED_BYTES_MAX - left);
+        for _ in 0..count {
+            let payload = self.pop(engine)?;
+            joined.extend_from_slice(&payload);
+            engine.drop_payload(payload);
+        }
+        Some(joined.into())
+    }
+
+    /// The send of one payload and its length.
+    #[inline]
+    fn single(&mut self, socket: FdRef, payload: Payload, engine: &Engine) -> (Op, usize) {
+        let bytes = payload.len();
+        if bytes >= engine.zero_copy_bytes_min && self.wants_zero_copy(&socket) {
+            return (Send::zero_copy(socket, payload).into(), bytes);
+        }
+        (Send::new(socket, payload).into(), bytes)
+    }
+
+    /// A copy is saved only where a device reads the payload, and not for a peer on this machine.
+    fn wants_zero_copy(&mut self, socket: &FdRef) -> bool {
+        let cold = self.cold();
+        if cold.zero_copy == ZeroCopy::Unknown {
+            let remote = is_remote(socket.descriptor());
+            cold.zero_copy = if remote { ZeroCopy::Wanted } else { ZeroCopy::Useless };
+        }
+        cold.zero_copy == ZeroCopy::Wanted
+    }
+
+    /// A batch is over of which `sent` bytes left.
+    fn take_back(&mut self, engine: &mut Engine, mut batch: Batch, sent: usize) {
+        batch.take_back(sent, |payload| match payload.is_empty() {
+            true => engine.drop_payload(payload),
+            false => self.put_back(engine, payload),
+        });
+        engine.keep_batch(batch);
+    }
+
+    pub(super) fn on_sent_batch(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        result: Result<usize, Error>,
+        batch: Batch,
+    ) {
+        self.take_back(engine, batch, *result.as_ref().unwrap_or(&0));
+        self.on_progress(core, engine, result);
+    }
+
+    #[inline]
     pub(super) fn on_sent(
         &mut self,
         core: &mut Common,
@@ -129,7 +283,7 @@ impl Stream {
     ) {
         if self.sending.as_ref().is_none_or(|sending| sending.token != token) {
             // The late release of a zero-copy send.
-            self.unreleased -= 1;
+            self.cold().unreleased -= 1;
             engine.drop_payload(payload);
             return;
         }
@@ -138,7 +292,7 @@ impl Stream {
             engine.drop_payload(payload);
         } else {
             payload.advance(sent);
-            self.outbound.put_back_one(payload);
+            self.put_back(engine, payload);
         }
         self.on_progress(core, engine, result);
     }
@@ -152,12 +306,13 @@ impl Stream {
         // A partial or failed one is dealt with when its payload comes back.
         let whole = matches!((&result, &self.sending), (Ok(sent), Some(sending)) if *sent == sending.bytes);
         if whole {
-            self.unreleased += 1;
+            self.cold().unreleased += 1;
             self.on_progress(core, engine, result);
         }
     }
 
     /// A send has ended: bytes have left, or the connection has failed.
+    #[inline]
     pub(super) fn on_progress(
         &mut self,
         core: &mut Common,
@@ -168,10 +323,12 @@ impl Stream {
         match result {
             Ok(sent) => {
                 engine.bytes_out += sent as u64;
-                self.sent_total += sent as u64;
                 self.outbound_bytes -= sent;
                 engine.release_outbound(sent);
-                self.emit_sent(core.id, engine);
+                if let Some(cold) = &mut self.cold {
+                    cold.sent_total += sent as u64;
+                    self.emit_sent(core.id, engine);
+                }
             }
             Err(Error::Canceled) if core.is_aborting() => self.fail_outbound(core.id, engine, &Error::Closed),
             Err(error) => self.fail_outbound(core.id, engine, &error),
@@ -179,40 +336,52 @@ impl Stream {
         if std::mem::take(&mut self.end_held) {
             self.on_fin(core, engine);
         }
-        if !self.outbound.is_empty() || matches!(self.shutdown, Shut::Wanted(..)) {
+        let more = !self.outbound.is_empty() || self.wants_shutdown();
+        if more {
             self.make_dirty(core.id, engine);
-        } else {
-            self.flusher.wake(engine);
+        }
+        let Some(cold) = &mut self.cold else { return };
+        if !more {
+            cold.flusher.wake(engine);
         }
         if self.outbound_bytes <= engine.limits.outbound_bytes_max / 2 {
-            self.writer.wake(engine);
+            std::mem::take(&mut cold.writer).notify(engine, core.id, false, || Event::Writable);
         }
     }
 
+    /// Remembers that `tag` is to be told when all that is queued and `bytes` more have left.
+    fn queue_tag(&mut self, engine: &mut Engine, tag: u64, bytes: usize) {
+        let ahead = (self.outbound_bytes + bytes) as u64;
+        let cold = self.cold();
+        engine.tags.push_back(&mut cold.tags, (tag, cold.sent_total + ahead));
+    }
+
     fn emit_sent(&mut self, id: EndpointId, engine: &mut Engine) {
-        while self.tags.front().is_some_and(|(_, end)| *end <= self.sent_total) {
-            let Some((tag, _)) = self.tags.pop_front() else { return };
+        let Some(cold) = &mut self.cold else { return };
+        while engine.tags.front(&cold.tags).is_some_and(|(_, end)| *end <= cold.sent_total) {
+            let Some((tag, _)) = engine.tags.pop_front(&mut cold.tags) else { return };
             engine.emit(tag, id, false, Event::Sent);
         }
     }
 
     /// The outbound side is over: drops what is queued and tells everybody who waits.
     pub(crate) fn fail_outbound(&mut self, id: EndpointId, engine: &mut Engine, error: &Error) {
-        while let Some(payload) = self.outbound.pop() {
+        while let Some(payload) = self.pop(engine) {
             engine.drop_payload(payload);
         }
         let in_flight = self.sending.as_ref().map_or(0, |sending| sending.bytes);
         engine.release_outbound(self.outbound_bytes - in_flight);
         self.outbound_bytes = in_flight;
-        if self.send_error.is_none() {
-            self.send_error = Some(error.duplicate());
+        let cold = self.cold();
+        if cold.send_error.is_none() {
+            cold.send_error = Some(error.duplicate());
         }
-        for (tag, _) in std::mem::take(&mut self.tags) {
+        while let Some((tag, _)) = engine.tags.pop_front(&mut cold.tags) {
             engine.emit(tag, id, false, Event::Failed(error.duplicate()));
         }
-        self.writer.wake(engine);
-        self.flusher.wake(engine);
-        if let Shut::Wanted(_, mut waiter) = std::mem::replace(&mut self.shutdown, Shut::Done) {
+        cold.writer.fail(engine, id, error);
+        cold.flusher.wake(engine);
+        if let Shut::Wanted(_, mut waiter) = std::mem::replace(&mut cold.shutdown, Shut::Done) {
             waiter.fail(engine, id, error);
         }
     }
@@ -225,16 +394,17 @@ impl Stream {
         how: std::net::Shutdown,
         waiter: Waiter,
     ) -> bool {
-        if !matches!(self.shutdown, Shut::No) {
+        if !matches!(self.cold().shutdown, Shut::No) {
             return false;
         }
-        self.shutdown = Shut::Wanted(how, waiter);
+        self.cold().shutdown = Shut::Wanted(how, waiter);
         self.make_dirty(core.id, engine);
         true
     }
 
     fn shut_down(&mut self, core: &mut Common, engine: &mut Engine) {
-        self.shutdown = match std::mem::take(&mut self.shutdown) {
+        let Some(cold) = &mut self.cold else { return };
+        cold.shutdown = match std::mem::take(&mut cold.shutdown) {
             Shut::Wanted(how, waiter) => {
                 match core.submit(engine, Shutdown { socket: core.fd().clone(), how }) {
                     Ok(_) => Shut::InFlight(waiter),
@@ -246,23 +416,33 @@ impl Stream {
     }
 
     pub(super) fn on_shut_down(&mut self, core: &mut Common, engine: &mut Engine, result: Result<(), Error>) {
-        if let Shut::InFlight(waiter) = std::mem::replace(&mut self.shutdown, Shut::Done) {
+        let cold = self.cold();
+        if let Shut::InFlight(waiter) = std::mem::replace(&mut cold.shutdown, Shut::Done) {
             waiter.notify(engine, core.id, false, || match result {
                 Ok(()) => Event::ShutDown,
                 Err(error) => Event::Failed(error),
             });
         }
-        self.flusher.wake(engine);
+        cold.flusher.wake(engine);
     }
 
     /// Whether a shutdown has ended; puts the waiter in place if not.
     pub(crate) fn shutdown_done(&mut self, engine: &mut Engine, waiter: Waiter) -> bool {
-        match &mut self.shutdown {
+        match &mut self.cold().shutdown {
             Shut::Wanted(_, place) | Shut::InFlight(place) => {
                 waiter.replace(place, engine);
                 false
             }
             _ => true,
         }
+    }
+}
+
+/// Whether the peer of a connection is on another machine, as far as its address tells.
+fn is_remote(socket: &Descriptor) -> bool {
+    let ip = |address: io::Result<SockAddr>| Some(address.ok()?.as_socket()?.ip().to_canonical());
+    match (ip(socket.peer_addr()), ip(socket.local_addr())) {
+        (Some(peer), Some(local)) => !peer.is_loopback() && peer != local,
+        _ => false,
     }
 }

@@ -13,7 +13,7 @@ use super::machine::{Machine, WAKE, is_running};
 use super::{DescriptorId, Fault, NodeId};
 use crate::config::Config;
 use crate::driver::completion::RawCompletion;
-use crate::driver::op::{Attempt, Direction, Means, Op};
+use crate::driver::op::{Attempt, Direction, Op};
 use crate::driver::slot::{Scratch, Slots};
 use crate::driver::sys::{CANCELED, NO_BUFFERS, Wake, Workbench};
 use crate::driver::token::Token;
@@ -213,9 +213,7 @@ impl SimBackend {
             let world = &mut self.machine.simulation.lock().world;
             let at = world.now() + Duration::from_micros(world.random().between(10..=5000));
             world.schedule(self.node, at, key);
-        } else if let Attempt::Done(result) =
-            op.attempt(scratch, &Means { pool: bench.pool, bytes_max: usize::MAX })
-        {
+        } else if let Attempt::Done(result) = bench.pools.attempt(op, scratch, usize::MAX) {
             self.report(RawCompletion::terminal(token, result));
         }
     }
@@ -230,9 +228,7 @@ impl SimBackend {
         for key in due.drain(..) {
             let Some(token) = self.files.remove(&key) else { continue };
             let (op, scratch) = accepted(bench.slots, token);
-            if let Attempt::Done(result) =
-                op.attempt(scratch, &Means { pool: bench.pool, bytes_max: usize::MAX })
-            {
+            if let Attempt::Done(result) = bench.pools.attempt(op, scratch, usize::MAX) {
                 self.report(RawCompletion::terminal(token, result));
             }
         }
@@ -266,16 +262,16 @@ impl SimBackend {
     /// Attempts one operation: whether it has ended, or nothing if it is blocked.
     fn attempt(&mut self, token: Token, bench: &mut Workbench<'_>) -> Option<bool> {
         let (op, scratch) = accepted(bench.slots, token);
-        let standing = matches!(op, Op::RecvMulti(_) | Op::RecvMsgMulti(_));
+        let standing = matches!(op, Op::RecvMulti(_) | Op::RecvMsgMulti(_) | Op::RecvBatch(_));
         if standing && self.machine.roll(Fault::NoBuffers) {
             self.report(RawCompletion::terminal(token, -NO_BUFFERS));
             return Some(true);
         }
-        let attempt = op.attempt(scratch, &Means { pool: bench.pool, bytes_max: usize::MAX });
-        let zero_copy = matches!(op, Op::Send(send) if send.zero_copy);
+        let attempt = bench.pools.attempt(op, scratch, usize::MAX);
+        let zero_copy = matches!(op, Op::Send(send) if send.is_zero_copy());
         match attempt {
             Attempt::Blocked => None,
-            Attempt::More(result, buffer) => {
+            Attempt::More(result, buffer) | Attempt::Drained(result, buffer) => {
                 self.report(RawCompletion { token, result, more: true, buffer });
                 Some(false)
             }

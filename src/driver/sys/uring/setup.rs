@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 use crate::config::Config;
+use crate::driver::sys::BUFFER_GROUP;
+use crate::driver::sys::uring_bufs::BufferRing;
 use crate::report::{Capabilities, Capability};
 use io_uring::{IoUring, opcode};
 use nix::libc;
@@ -82,10 +84,14 @@ fn try_build(entries: u32, flags: Capabilities, config: &Config) -> io::Result<I
     if let Some(idle) = config.submission_polling {
         builder.setup_sqpoll(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
     }
+    if flags.has(Capability::DeferTaskrun) || flags.has(Capability::CoopTaskrun) {
+        // Work that waits for us then shows in the ring, where looking costs no call. As old as `CoopTaskrun`.
+        builder.setup_taskrun_flag();
+    }
     for flag in flags.iter() {
         match flag {
             Capability::SingleIssuer => builder.setup_single_issuer(),
-            Capability::DeferTaskrun => builder.setup_defer_taskrun(),
+            Capability::DeferTaskrun => builder.setup_defer_taskrun().setup_taskrun_flag(),
             Capability::CoopTaskrun => builder.setup_coop_taskrun(),
             Capability::SubmitAll => builder.setup_submit_all(),
             Capability::NoSqArray => builder.setup_no_sqarray(),
@@ -142,6 +148,40 @@ pub(super) fn require(
         }
     }
     Ok(())
+}
+
+/// The ring of buffers for streams, if the kernel has such rings and they are allowed.
+pub(super) fn share_buffers(
+    ring: &IoUring,
+    config: &Config,
+    capabilities: &mut Capabilities,
+    lowered: &mut Vec<(Capability, String)>,
+) -> Option<BufferRing> {
+    let allowed = |capability| !config.without.has(capability);
+    if !allowed(Capability::BufferRing) {
+        return None;
+    }
+    if allowed(Capability::IncrementalBuffers) {
+        match BufferRing::register(ring, BUFFER_GROUP, config.limits.buffers, true) {
+            Ok(made) => {
+                capabilities.insert(Capability::BufferRing);
+                capabilities.insert(Capability::IncrementalBuffers);
+                return Some(made);
+            }
+            Err(error) => lowered.push((Capability::IncrementalBuffers, error.to_string())),
+        }
+    }
+    let (count, _) = config.limits.cut_buffers();
+    match BufferRing::register(ring, BUFFER_GROUP, count, false) {
+        Ok(made) => {
+            capabilities.insert(Capability::BufferRing);
+            Some(made)
+        }
+        Err(error) => {
+            lowered.push((Capability::BufferRing, error.to_string()));
+            None
+        }
+    }
 }
 
 fn unsupported(text: &str) -> io::Error {

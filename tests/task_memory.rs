@@ -1,0 +1,81 @@
+//! What a task costs in memory while it waits, counted by an allocator of this program.
+#![allow(unsafe_code)]
+
+use anabranch::{Shard, spawn, yield_now};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::future::{Future, pending};
+
+thread_local! {
+    /// Bytes that this thread has allocated and not freed.
+    static LIVE: Cell<isize> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: every call goes to the system's allocator as it came.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        LIVE.set(LIVE.get() + layout.size() as isize);
+        // SAFETY: as the caller promises.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        LIVE.set(LIVE.get() - layout.size() as isize);
+        // SAFETY: as the caller promises.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+const TASKS: usize = 1 << 10;
+
+/// Bytes per task that `make` describes, all of them waiting; and what is left per task when they have ended.
+fn bytes_per_task<F: Future<Output = ()> + 'static>(make: impl Fn() -> F) -> (usize, usize) {
+    let shard = Shard::new(anabranch::Config::default()).unwrap();
+    shard.block_on(async {
+        // Queues and lists reach their size before the count begins.
+        let mut handles: Vec<_> = (0..TASKS).map(|_| spawn(make())).collect();
+        yield_now().await;
+        handles.iter_mut().for_each(anabranch::JoinHandle::abort);
+        yield_now().await;
+        drop(handles);
+        let before = LIVE.get();
+        let mut handles: Vec<_> = (0..TASKS).map(|_| spawn(make())).collect();
+        yield_now().await;
+        let waiting = LIVE.get() - before - size_of_val(&handles[..]) as isize;
+        handles.iter_mut().for_each(anabranch::JoinHandle::abort);
+        yield_now().await;
+        drop(handles);
+        let after = LIVE.get() - before;
+        (waiting as usize / TASKS, after as usize / TASKS)
+    })
+}
+
+#[test]
+fn a_small_waiting_task_costs_its_future_and_less_than_a_hundred_bytes() {
+    let (small, left) = bytes_per_task(pending::<()>);
+    println!("pending: {small} bytes");
+    assert!(small <= 80, "{small} bytes for a task without any state");
+    assert_eq!(left, 0);
+}
+
+#[test]
+fn a_task_holds_its_future_once() {
+    const STATE: usize = 1000;
+    let make = || {
+        let state = [7_u8; STATE];
+        async move {
+            pending::<()>().await;
+            std::hint::black_box(&state);
+        }
+    };
+    let future = size_of_val(&make());
+    let (bytes, left) = bytes_per_task(make);
+    println!("{future} bytes of future: {bytes} bytes");
+    assert!(bytes <= future + 96, "{bytes} bytes for a future of {future}");
+    assert_eq!(left, 0);
+}
