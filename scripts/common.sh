@@ -30,7 +30,7 @@ need() {
 # The echo example, built for release. Its path is in `echo_example`.
 build_echo() {
     [ -f examples/echo.rs ] || not_run "examples/echo.rs is missing"
-    cargo build --release --example echo
+    cargo build --release --all-features --example echo
     echo_example=$target/release/examples/echo
 }
 

@@ -11,7 +11,7 @@ usage="scripts/simulate.sh hashes [SEEDS] | sweep A..B [FLAG...]"
 
 # The variable would make every run the same one.
 unset ANABRANCH_SIM_SEED
-cargo build --release --features sim --example simulate
+cargo build --release --all-features --example simulate
 simulate=$target/release/examples/simulate
 
 case $1 in

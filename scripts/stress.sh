@@ -21,8 +21,8 @@ say "seed $ANABRANCH_STRESS_SEED, size $size, $(ulimit -n) descriptors, $(uname 
 
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
-cargo test --release --test stress --no-run
-cargo test --release --test stress -- --nocapture --test-threads=1 2>&1 | tee "$log" ||
+cargo test --release --all-features --test stress --no-run
+cargo test --release --all-features --test stress -- --nocapture --test-threads=1 2>&1 | tee "$log" ||
     fail "seed $ANABRANCH_STRESS_SEED, size $size"
 grep -qE '^test result: ok\. [1-9]' "$log" || fail "no test ran"
 if grep -q 'NOT COVERED' "$log"; then

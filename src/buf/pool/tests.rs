@@ -359,7 +359,7 @@ fn follow(steps: Vec<Step>, zero: bool) {
 proptest! {
     #[test]
     fn pieces_never_overlap_and_every_buffer_comes_home(
-        steps in proptest::collection::vec(step(), 1..60),
+        steps in proptest::collection::vec(step(), 1..120),
         zero in any::<bool>(),
     ) {
         follow(steps, zero);
