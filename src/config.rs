@@ -60,7 +60,8 @@ pub enum Spin {
     /// share one if the machine has only one, if a cgroup quota grants the process less time than the machine has,
     /// if its [`Runtime`](crate::Runtime) has more shards than the process may use processors, or if its
     /// [`Pinning`](crate::Pinning) puts another shard on the same one. Other threads and processes are not looked
-    /// at; what they take from a spin shows as a spin that found nothing.
+    /// at; what they take from a spin shows as a spin that found nothing. And it spins only while no more than about
+    /// eight endpoints are active, since with many a spin buys nothing that the next message would not bring.
     #[default]
     Auto,
     /// Sleep at once.

@@ -8,7 +8,7 @@ use super::executor::Executor;
 use super::remote::{Job, Link, Message};
 use super::spin::Spins;
 use super::state::{Leftovers, State};
-use crate::config::Config;
+use crate::config::{Config, Spin};
 use crate::counters::Counters;
 use crate::driver::sys::blocking::BlockingPool;
 use crate::driver::{Driver, Rare, RawCompletion, interruption};
@@ -269,6 +269,9 @@ impl Core {
     /// of the wait is left. It only looks, so whatever it finds is still there for the wait.
     fn spin(&self, wait: Option<Duration>, is_woken: &dyn Fn() -> bool) -> io::Result<Option<Duration>> {
         self.with(|state| {
+            if self.config.spin == Spin::Auto && state.engine.company.is_large() {
+                return Ok(wait);
+            }
             let driver = &mut state.engine.driver;
             driver.hand_over()?;
             let host = &self.config.host;

@@ -31,7 +31,8 @@ impl EndpointId {
         EndpointId(u64::from(generation) << 32 | index as u64)
     }
 
-    fn index(self) -> usize {
+    /// Its place in the table; others have it before and after.
+    pub(super) fn index(self) -> usize {
         self.0 as u32 as usize
     }
 

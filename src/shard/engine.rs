@@ -8,6 +8,7 @@ use super::endpoint::EndpointId;
 use super::event::{Completion, Event};
 use super::list::Nodes;
 use super::share::Arrival;
+use super::spin::Company;
 use super::timer::{TimerId, Wheel};
 use crate::buf::{Batch, Lease, Payload, Pool};
 use crate::config::{Limits, Warning};
@@ -64,6 +65,8 @@ pub(crate) struct Engine {
     pub(crate) arrivals: Vec<Arrival>,
     /// Warnings to report when nothing is borrowed.
     pub(crate) warnings: Vec<Warning>,
+    /// Whose completions there are.
+    pub(crate) company: Company,
     /// Completions for the completion API.
     pub(crate) events: VecDeque<Completion>,
     pub(crate) ending: bool,
@@ -103,6 +106,7 @@ impl Engine {
             remains: Vec::new(),
             arrivals: Vec::new(),
             warnings: Vec::new(),
+            company: Company::default(),
             events: VecDeque::new(),
             ending: false,
             inbound_total: 0,

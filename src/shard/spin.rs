@@ -10,6 +10,10 @@
 //! `CREDIT_MAX / 2 + w / 2 + s / SLEEPS_PER_PROBE` spins found nothing: a shard that falls idle spins in vain four
 //! times, then once in 64 sleeps.
 //!
+//! It also has to be worth it. A spin buys a short way back for one peer that waits for it; where many are talking there is
+//! always some news soon, and sleeping lets it gather. So unless the program asks for spinning, a shard spins only while
+//! what completes is of a few endpoints ([`Company`]).
+//!
 //! This file knows neither backend nor clock.
 #![forbid(unsafe_code)]
 
@@ -24,6 +28,35 @@ const SLEEPS_PER_PROBE: u32 = 64;
 
 /// Looks between two questions to the clock, which cost about as much as a look.
 const LOOKS_PER_CLOCK: u32 = 8;
+
+/// How many endpoints what completes is of: looked at anew for every [`SAMPLE`] completions.
+#[derive(Debug, Default)]
+pub(crate) struct Company {
+    /// One bit for each endpoint that was seen since, by its place modulo 64.
+    seen: u64,
+    completions: u32,
+    is_large: bool,
+}
+
+const SAMPLE: u32 = 64;
+/// So many endpoints are a few.
+const FEW: u32 = 8;
+
+impl Company {
+    /// Something of the endpoint at this place of the table has completed.
+    #[inline]
+    pub(crate) fn note(&mut self, place: usize) {
+        self.seen |= 1 << (place % 64);
+        self.completions += 1;
+        if self.completions == SAMPLE {
+            *self = Company { is_large: self.seen.count_ones() > FEW, ..Company::default() };
+        }
+    }
+
+    pub(crate) fn is_large(&self) -> bool {
+        self.is_large
+    }
+}
 
 /// The account of a shard's spins.
 #[derive(Debug)]
@@ -146,6 +179,21 @@ mod tests {
         let near = Duration::from_micros(7);
         assert_eq!(spin(&spins, Some(near), false), (Some(Duration::ZERO), 8));
         assert_eq!(spins.ledger(), (3, 0));
+    }
+
+    #[test]
+    fn a_company_is_large_while_many_endpoints_take_part() {
+        let mut company = Company::default();
+        let mut talk = |endpoints: usize, completions: usize| {
+            (0..completions).for_each(|completion| company.note(1000 + completion % endpoints));
+            company.is_large()
+        };
+        assert!(!talk(1, 640), "one that talks much");
+        assert!(!talk(8, 64));
+        assert!(talk(9, 64));
+        assert!(talk(1, 63), "not looked at anew yet");
+        assert!(!talk(1, 1));
+        assert!(talk(10_000, 640));
     }
 
     #[test]

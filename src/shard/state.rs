@@ -277,6 +277,7 @@ impl State {
     pub(crate) fn route(&mut self, raw: RawCompletion) {
         let Some(completion) = self.engine.driver.settle(raw) else { return };
         let id = EndpointId::from_owner(completion.owner);
+        self.engine.company.note(id.index());
         match self.endpoints.get_mut(id) {
             Some(endpoint) => {
                 if endpoint.on_completion(&mut self.engine, completion) == Fate::Over {

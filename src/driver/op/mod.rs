@@ -94,9 +94,11 @@ pub(crate) trait Kernel: Sized {
     fn waits_for(&self) -> Option<(&FdRef, Direction)>;
 
     /// The ring entry, without user data. Pointers in it refer to the slot's scratch and to memory that the
-    /// operation owns.
+    /// operation owns. What is a call on every backend has none.
     #[cfg(target_os = "linux")]
-    fn sqe(&mut self, scratch: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry;
+    fn sqe(&mut self, _scratch: *mut Scratch, _encoding: Encoding) -> io_uring::squeue::Entry {
+        unreachable!("a call has no entry in the ring")
+    }
 
     /// Tries it without blocking.
     fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt;

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use super::*;
-use std::os::fd::AsRawFd;
 
 /// Shuts a connection down.
 #[derive(Debug)]
@@ -16,16 +15,6 @@ pub struct Shutdown {
 impl Kernel for Shutdown {
     fn waits_for(&self) -> Option<(&FdRef, Direction)> {
         None
-    }
-
-    #[cfg(target_os = "linux")]
-    fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
-        let how = match self.how {
-            std::net::Shutdown::Read => nix::libc::SHUT_RD,
-            std::net::Shutdown::Write => nix::libc::SHUT_WR,
-            std::net::Shutdown::Both => nix::libc::SHUT_RDWR,
-        };
-        io_uring::opcode::Shutdown::new(io_uring::types::Fd(self.socket.as_raw_fd()), how).build()
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {

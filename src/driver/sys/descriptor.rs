@@ -18,7 +18,7 @@ use nix::libc;
 use socket2::{SockAddr, SockRef};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// An open socket or file. Dropping it closes it.
@@ -85,15 +85,6 @@ impl Descriptor {
     /// Sets whether calls of others on it block.
     pub(crate) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
         on!(self, fd => socket::set_nonblocking(fd, nonblocking), _simulated => { let _ = nonblocking; Ok(()) })
-    }
-
-    /// The descriptor is closed already; only the memory goes.
-    pub(crate) fn was_closed(self) {
-        match self.0 {
-            Kind::System(fd) => drop(fd.into_raw_fd()),
-            #[cfg(feature = "sim")]
-            Kind::Simulated(simulated) => drop(simulated),
-        }
     }
 }
 

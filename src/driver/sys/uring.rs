@@ -66,8 +66,8 @@ pub(crate) struct Uring {
     /// Completions that wait for the next `wait`: of operations that were cancelled in the backlog, and what
     /// was above the budget.
     early: Vec<RawCompletion>,
-    /// Calls to make at the next `wait`, receives and sends: datagrams move by calls of their own, and the ring only
-    /// tells when a socket is ready.
+    /// Calls to make at the next `wait`, receives apart from all others: datagrams move by calls of their own, and the
+    /// ring only tells when a socket is ready.
     calls: [VecDeque<Token>; 2],
     /// The last wait left out `enter` because it had results anyway.
     skipped_enter: bool,
@@ -552,7 +552,7 @@ impl Uring {
 fn call_queue(op: &Op) -> Option<usize> {
     match op {
         Op::RecvBatch(_) => Some(Direction::Read as usize),
-        Op::SendBatch(_) => Some(Direction::Write as usize),
+        Op::SendBatch(_) | Op::Shutdown(_) | Op::Close(_) => Some(Direction::Write as usize),
         _ => None,
     }
 }

@@ -123,8 +123,6 @@ pub(super) fn require(
         opcode::RecvMsg::CODE,
         opcode::Send::CODE,
         opcode::SendMsg::CODE,
-        opcode::Shutdown::CODE,
-        opcode::Close::CODE,
         opcode::PollAdd::CODE,
         opcode::AsyncCancel::CODE,
         opcode::Read::CODE,
