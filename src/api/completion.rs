@@ -385,8 +385,7 @@ impl Shard {
         let _entered = Entered::enter(&self.core);
         self.core.run_ready();
         self.core.turn(timeout, None)?;
-        let mut handing = self.core.hand_out();
-        while let Some(completion) = handing.next() {
+        while let Some(completion) = self.core.next_completion() {
             on_completion(completion);
         }
         Ok(())

@@ -273,6 +273,10 @@ impl Pool {
     /// Takes home the pieces that came back from other threads.
     pub fn collect(&self) {
         let Home { region, .. } = &*self.home;
+        // A pop costs a fence even when there is nothing.
+        if region.returns.is_empty() {
+            return;
+        }
         while let Some(index) = region.returns.pop() {
             let pieces = region.returned[index as usize].swap(0, Ordering::SeqCst);
             self.home.give_back(index, pieces);

@@ -411,9 +411,9 @@ impl Driver {
         }
     }
 
-    /// Takes the warnings that have come up; who drives the driver reports them.
-    pub fn take_warnings(&mut self) -> Vec<Warning> {
-        std::mem::take(&mut self.warnings)
+    /// Moves the warnings that have come up behind others; who drives the driver reports them.
+    pub fn move_warnings(&mut self, to: &mut Vec<Warning>) {
+        to.append(&mut self.warnings);
     }
 
     /// Adds the driver's counters to `counters`.

@@ -42,7 +42,8 @@ pub(crate) struct Core {
     turns: Cell<u64>,
     /// The raw completions of a turn; kept so that the list need not be allocated anew.
     raw: RefCell<Vec<RawCompletion>>,
-    /// Completions on their way to the program; kept likewise.
+    /// Completions on their way to the program, taken over a list at a time, so that the state is not borrowed for each.
+    /// What a program that panicked has left comes first the next time.
     handing: RefCell<VecDeque<Completion>>,
     /// The counters at the end.
     last: Cell<Counters>,
@@ -73,37 +74,6 @@ impl Turn {
     #[cfg(feature = "sim")]
     pub(crate) fn over(self) -> Turn {
         Turn { wait: Some(Duration::ZERO), ..self }
-    }
-}
-
-/// Completions of the completion API that are being handed out, a list at a time, so that the state is not borrowed for
-/// each. What is left when it is dropped, because the program panicked, is handed out next time.
-pub(crate) struct Handing<'a> {
-    core: &'a Core,
-    list: VecDeque<Completion>,
-}
-
-impl Handing<'_> {
-    #[inline]
-    pub(crate) fn next(&mut self) -> Option<Completion> {
-        if self.list.is_empty() {
-            let list = &mut self.list;
-            self.core.with(|state| std::mem::swap(&mut state.engine.events, list)).ok()?;
-        }
-        self.list.pop_front()
-    }
-}
-
-impl Drop for Handing<'_> {
-    fn drop(&mut self) {
-        let list = &mut self.list;
-        let _ = self.core.with(|state| {
-            list.append(&mut state.engine.events);
-            std::mem::swap(&mut state.engine.events, list);
-        });
-        // A burst does not keep its memory.
-        list.shrink_to(KEPT_MAX);
-        self.core.handing.replace(std::mem::take(list));
     }
 }
 
@@ -175,9 +145,18 @@ impl Core {
         }
     }
 
-    /// Hands out what has completed.
-    pub(crate) fn hand_out(&self) -> Handing<'_> {
-        Handing { core: self, list: self.handing.take() }
+    /// The next completion to hand to the program.
+    #[inline]
+    pub(crate) fn next_completion(&self) -> Option<Completion> {
+        let mut list = self.handing.borrow_mut();
+        if list.is_empty() {
+            // A burst does not keep its memory.
+            if list.capacity() > KEPT_MAX {
+                list.shrink_to(KEPT_MAX);
+            }
+            self.with(|state| std::mem::swap(&mut state.engine.events, &mut list)).ok()?;
+        }
+        list.pop_front()
     }
 
     /// Runs work that blocks, on the host's terms; the pool of threads for it is made at its first use.
@@ -195,10 +174,13 @@ impl Core {
     /// Runs messages and ready tasks, each up to its bound.
     pub(crate) fn run_ready(&self) {
         self.config.host.run_due_jobs();
-        while let Some(task) = self.link.tasks.pop() {
-            self.executor.push(task);
+        // A pop costs a fence even when there is nothing. What comes right now is seen before the shard sleeps.
+        if self.link.has_mail() {
+            while let Some(task) = self.link.tasks.pop() {
+                self.executor.push(task);
+            }
+            self.run_messages();
         }
-        self.run_messages();
         let budget =
             if self.config.host.is_rare(Rare::OnePoll) { 1 } else { self.config.limits.polls_per_turn_max };
         self.executor.run(budget);
@@ -243,9 +225,11 @@ impl Core {
         self.turns.set(self.turns.get() + 1);
         interruption();
         let is_woken = || woken.is_some_and(|woken| woken.load(Ordering::Acquire));
-        let wait = if is_woken() || self.executor.has_ready() { Some(Duration::ZERO) } else { wait };
-        let mut turn =
-            Turn { wait: self.with(|state| state.prepare(wait, woken.is_none()))?, announced: false };
+        let hands_out = woken.is_none();
+        let unhanded = hands_out && !self.handing.borrow().is_empty();
+        let wait =
+            if unhanded || is_woken() || self.executor.has_ready() { Some(Duration::ZERO) } else { wait };
+        let mut turn = Turn { wait: self.with(|state| state.prepare(wait, hands_out))?, announced: false };
         if turn.wait != Some(Duration::ZERO) && self.spins.is_due() {
             turn.wait = self.spin(turn.wait, &is_woken)?;
         }
@@ -295,15 +279,17 @@ impl Core {
             let waited = state.engine.driver.wait(turn.wait, &mut raw);
             (waited, self.settle_turn(&turn, state, &mut raw))
         });
-        raw.shrink_to(KEPT_MAX);
+        if raw.capacity() > KEPT_MAX {
+            raw.shrink_to(KEPT_MAX);
+        }
         self.raw.replace(raw);
         let (waited, leftovers) = ended?;
-        self.run_leftovers(leftovers);
+        leftovers.into_iter().for_each(|leftovers| self.run_leftovers(leftovers));
         waited
     }
 
     /// What comes after a wait.
-    fn settle_turn(&self, turn: &Turn, state: &mut State, raw: &mut Vec<RawCompletion>) -> Leftovers {
+    fn settle_turn(&self, turn: &Turn, state: &mut State, raw: &mut Vec<RawCompletion>) -> Option<Leftovers> {
         if turn.announced {
             self.link.parking.resume();
         }
@@ -322,15 +308,13 @@ impl Core {
         let mut raw = self.raw.take();
         let looked = self.with(|state| {
             let looked = state.engine.driver.wait(Some(Duration::ZERO), &mut raw);
-            let leftovers = (!raw.is_empty()).then(|| self.settle_turn(&turn, state, &mut raw));
-            (looked, leftovers)
+            let settled = (!raw.is_empty()).then(|| self.settle_turn(&turn, state, &mut raw));
+            (looked, settled)
         });
         self.raw.replace(raw);
-        let (looked, leftovers) = looked?;
-        let asleep = leftovers.is_none().then_some(turn);
-        if let Some(leftovers) = leftovers {
-            self.run_leftovers(leftovers);
-        }
+        let (looked, settled) = looked?;
+        let asleep = settled.is_none().then_some(turn);
+        settled.flatten().into_iter().for_each(|leftovers| self.run_leftovers(leftovers));
         looked.map(|()| asleep)
     }
 
@@ -415,8 +399,9 @@ impl Core {
     pub(crate) fn finish_end(&self) {
         // From here on whatever runs finds the shard ended, so nothing is borrowed while the rest is dropped.
         if let Some(mut state) = self.state.take() {
+            drop(self.handing.take());
             let leftovers = state.finish();
-            self.run_leftovers(leftovers);
+            leftovers.into_iter().for_each(|leftovers| self.run_leftovers(leftovers));
             state.give_up_rest();
             self.last.set(state.count());
         }

@@ -283,9 +283,7 @@ impl State {
                 if endpoint.on_completion(&mut self.engine, completion) == Fate::Over {
                     self.bury(id);
                 }
-                if !self.engine.arrivals.is_empty() {
-                    self.settle_arrivals();
-                }
+                self.settle_arrivals();
             }
             None => {
                 let Completion { done, .. } = completion;
@@ -383,6 +381,9 @@ impl State {
 
     /// Gives accepted connections to whom they are meant for.
     pub(crate) fn settle_arrivals(&mut self) {
+        if self.engine.arrivals.is_empty() {
+            return;
+        }
         let mut arrivals = std::mem::take(&mut self.engine.arrivals);
         for arrival in arrivals.drain(..) {
             match arrival {
@@ -451,7 +452,7 @@ impl State {
     }
 
     /// The end: drains the driver and ends every endpoint that is left. What users own of them is handed out.
-    pub(crate) fn finish(&mut self) -> Leftovers {
+    pub(crate) fn finish(&mut self) -> Option<Leftovers> {
         self.engine.driver.drain();
         for id in self.endpoints.ids() {
             self.bury(id);
@@ -485,17 +486,20 @@ impl State {
         counters
     }
 
-    /// What must be woken and dropped when nothing is borrowed.
-    pub(crate) fn take_leftovers(&mut self) -> Leftovers {
+    /// What must be woken and dropped when nothing is borrowed; often there is nothing.
+    pub(crate) fn take_leftovers(&mut self) -> Option<Leftovers> {
         let engine = &mut self.engine;
-        let mut warnings = engine.driver.take_warnings();
-        warnings.append(&mut engine.warnings);
-        Leftovers {
+        engine.driver.move_warnings(&mut engine.warnings);
+        let nothing = engine.wakers.is_empty()
+            && engine.warnings.is_empty()
+            && engine.remains.is_empty()
+            && self.graves.is_empty();
+        (!nothing).then(|| Leftovers {
             wakers: std::mem::take(&mut engine.wakers),
-            warnings,
+            warnings: std::mem::take(&mut engine.warnings),
             remains: std::mem::take(&mut engine.remains),
             graves: std::mem::take(&mut self.graves),
-        }
+        })
     }
 
     /// Gives the emptied lists back, so that they need not be allocated anew.

@@ -152,7 +152,7 @@ fn hand_out<T>(
     shard: &Shard,
     on_completion: &mut dyn FnMut(&Shard, Completion) -> ControlFlow<T>,
 ) -> Poll<T> {
-    while let Ok(Some(completion)) = shard.core.with(|state| state.engine.events.pop_front()) {
+    while let Some(completion) = shard.core.next_completion() {
         if let ControlFlow::Break(output) = on_completion(shard, completion) {
             return Poll::Ready(output);
         }

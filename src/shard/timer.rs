@@ -174,6 +174,9 @@ impl<T> Wheel<T> {
     /// were reset. That call fires nothing, but moves them on, and the next answer is later: after a call of
     /// `expire` that returned false, the answer always lies in the future.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        if self.len == 0 {
+            return None;
+        }
         let tick = self.slot_begin(self.next_slot()?).max(self.tick);
         Some(self.start + Duration::from_millis(tick))
     }

@@ -297,8 +297,10 @@ impl Uring {
 
     pub(crate) fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Option<Duration>) -> io::Result<()> {
         self.make_ready(bench.slots, bench.pools);
-        let room = bench.budget.saturating_sub(bench.out.len()).min(self.early.len());
-        bench.out.extend(self.early.drain(..room));
+        if !self.early.is_empty() {
+            let room = bench.budget.saturating_sub(bench.out.len()).min(self.early.len());
+            bench.out.extend(self.early.drain(..room));
+        }
         self.run_calls(bench);
         if self.may_skip_enter(bench) {
             return Ok(());
