@@ -215,7 +215,8 @@ impl Driver {
     #[inline]
     pub fn submit(&mut self, op: impl Into<Op>, owner: u64) -> Result<Token, Full<Op>> {
         let op = op.into();
-        if self.backend.refuses() || self.prepare_pool(&op).is_err() {
+        let unprepared = matches!(op, Op::RecvMsgMulti(_)) && self.prepare_pool().is_err();
+        if unprepared || self.backend.refuses() {
             return Err(Full(op));
         }
         let token = self.slots.insert(op, owner)?;
@@ -228,8 +229,8 @@ impl Driver {
     }
 
     /// Makes the pool of datagrams before it is needed.
-    fn prepare_pool(&mut self, op: &Op) -> io::Result<()> {
-        if !matches!(op, Op::RecvMsgMulti(_)) || self.pools.datagrams.is_some() {
+    fn prepare_pool(&mut self) -> io::Result<()> {
+        if self.pools.datagrams.is_some() {
             return Ok(());
         }
         let pool = self.pools.add_datagrams(&self.config, self.backend.wake())?;
@@ -370,19 +371,16 @@ impl Driver {
     #[inline]
     pub fn settle(&mut self, raw: RawCompletion) -> Option<Completion> {
         let token = raw.token;
-        let Some(slot) = self.slots.get_mut(token) else {
-            self.on_stale(raw);
-            return None;
-        };
-        let (owner, abandoned) = (slot.owner, slot.is_abandoned());
-        let done = if raw.more {
-            slot.op.more(raw, self.pools.of_op(&slot.op))
+        let (owner, abandoned, done) = if raw.more {
+            let Some(slot) = self.slots.get_mut(token) else { return self.on_stale(raw) };
+            let pool = self.pools.of_op(&slot.op);
+            (slot.owner, slot.is_abandoned(), slot.op.more(raw, pool))
         } else {
-            let slot = self.slots.remove(token)?;
+            let Some(slot) = self.slots.remove(token) else { return self.on_stale(raw) };
             self.completed += 1;
             self.canceled += u64::from(raw.result == -sys::CANCELED);
             let pool = self.pools.of_op(&slot.op);
-            slot.op.finish(raw, pool)
+            (slot.owner, slot.is_abandoned(), slot.op.finish(raw, pool))
         };
         if abandoned {
             self.discard(done);
@@ -397,11 +395,13 @@ impl Driver {
         self.settle(RawCompletion::terminal(Token::new(index, generation), result))
     }
 
-    fn on_stale(&mut self, raw: RawCompletion) {
+    #[cold]
+    fn on_stale(&mut self, raw: RawCompletion) -> Option<Completion> {
         self.stale += 1;
         if let Some(buffer) = raw.buffer {
             self.pools.of_buffer(buffer).untake(buffer);
         }
+        None
     }
 
     /// Gives back what nobody wants. An accepted connection counts as one that came and went.

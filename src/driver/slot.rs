@@ -101,8 +101,14 @@ impl Slots {
     /// The operation and the scratch memory of its slot.
     #[inline]
     pub(crate) fn parts(&mut self, token: Token) -> Option<(&mut Op, *mut Scratch)> {
+        self.with_scratch(token).map(|(slot, scratch)| (&mut slot.op, scratch))
+    }
+
+    /// A slot and its scratch memory.
+    #[inline]
+    pub(crate) fn with_scratch(&mut self, token: Token) -> Option<(&mut Slot, *mut Scratch)> {
         let scratch = self.scratch.get(token.index())?.get().cast::<Scratch>();
-        self.get_mut(token).map(|slot| (&mut slot.op, scratch))
+        self.get_mut(token).map(|slot| (slot, scratch))
     }
 
     /// Ends an operation.

@@ -154,7 +154,7 @@ impl Uring {
     }
 
     pub(crate) fn submit(&mut self, token: Token, slots: &mut Slots) {
-        let Some(slot) = slots.get_mut(token) else { return };
+        let Some((slot, scratch)) = slots.with_scratch(token) else { return };
         if let Some(queue) = call_queue(&slot.op) {
             slot.mark = MARK_WAIT;
             return self.calls[queue].push_back(token);
@@ -164,11 +164,8 @@ impl Uring {
         if mark == MARK_PLAIN && matches!(slot.op, Op::RecvMulti(_)) {
             self.lookout.want();
         }
-        let Some((op, scratch)) = slots.parts(token) else { return };
-        let entry = op.sqe(scratch, encoding).user_data(token.marked(mark));
-        if !self.push(entry) {
-            slots.get_mut(token).into_iter().for_each(|slot| slot.waiting = true);
-        }
+        let entry = slot.op.sqe(scratch, encoding).user_data(token.marked(mark));
+        slot.waiting = !self.push(entry);
     }
 
     /// How the kernel's capabilities let an operation be encoded, and the mark of its completions.
