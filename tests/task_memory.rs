@@ -1,10 +1,11 @@
-//! What a task costs in memory while it waits, counted by an allocator of this program.
+//! What a task, and a connection, costs in memory while it waits, counted by an allocator of this program.
 #![allow(unsafe_code)]
 
-use anabranch::{Shard, spawn, yield_now};
+use anabranch::{Backend, Config, Shard, spawn, yield_now};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::future::{Future, pending};
+use std::os::unix::net::UnixStream;
 
 thread_local! {
     /// Bytes that this thread has allocated and not freed.
@@ -78,4 +79,66 @@ fn a_task_holds_its_future_once() {
     println!("{future} bytes of future: {bytes} bytes");
     assert!(bytes <= future + 96, "{bytes} bytes for a future of {future}");
     assert_eq!(left, 0);
+}
+
+const CONNECTIONS: usize = 256;
+
+/// Bytes for a connection's descriptor, which is longer where it may be a simulated one, and for its place in the
+/// poller's table.
+const CONNECTION_BYTES: usize = if cfg!(feature = "sim") { 80 } else { 48 };
+
+/// Bytes on the heap for each of as many connections as `serve` has been given, once all of them wait. What lies in
+/// the tables of the shard is not counted: those have their size from the start.
+fn bytes_per_connection(shard: &Shard, serve: impl Fn(UnixStream)) -> usize {
+    let mut peers = Vec::with_capacity(2 * CONNECTIONS);
+    let mut open = || {
+        for _ in 0..CONNECTIONS {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            serve(ours);
+            peers.push(theirs);
+        }
+        shard.block_on(async {
+            for _ in 0..10 {
+                yield_now().await;
+            }
+        });
+        LIVE.get()
+    };
+    // Queues and lists reach their size with the first ones; those that double have room for as many again.
+    let before = open();
+    (open() - before) as usize / CONNECTIONS
+}
+
+/// What a task with a connection waits in most of the time.
+async fn echo(mut stream: anabranch::net::UnixStream) -> std::io::Result<()> {
+    while let Some(bytes) = stream.recv().await? {
+        stream.send(bytes).await?;
+    }
+    stream.close().await
+}
+
+#[test]
+fn an_idle_connection_costs_its_task_and_a_few_words() {
+    for backend in [Backend::Readiness, Backend::Auto] {
+        let shard = Shard::new(Config::new().backend(backend)).unwrap();
+        let bytes = bytes_per_connection(&shard, |socket| {
+            let serve = async { echo(anabranch::net::UnixStream::from_std(socket)?).await };
+            shard.spawn(serve).detach();
+        });
+        println!("{backend:?}: {bytes} bytes");
+        assert!(bytes <= CONNECTION_BYTES + 264, "{bytes} bytes for an idle connection and its task");
+    }
+}
+
+#[test]
+fn an_idle_connection_of_the_completion_api_costs_a_few_words() {
+    for backend in [Backend::Readiness, Backend::Auto] {
+        let shard = Shard::new(Config::new().backend(backend)).unwrap();
+        let bytes = bytes_per_connection(&shard, |socket| {
+            let connection = shard.adopt_stream(socket).unwrap();
+            shard.submit_recv(connection, 1).unwrap();
+        });
+        println!("{backend:?}: {bytes} bytes");
+        assert!(bytes <= CONNECTION_BYTES, "{bytes} bytes for an idle connection");
+    }
 }

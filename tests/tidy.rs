@@ -22,6 +22,7 @@ const UNSAFE_FILES: &[&str] = &[
     "src/buf/pool.rs",
     "src/buf/pool/tests.rs",
     "src/buf/lease.rs",
+    "src/driver/fd.rs",
     "src/driver/slot.rs",
     "src/driver/op/*.rs",
     "src/driver/sys/uring.rs",

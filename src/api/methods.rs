@@ -168,7 +168,8 @@ macro_rules! connection {
         /// If not everything could be sent.
         pub async fn close(mut self) -> std::io::Result<()> {
             std::rc::Rc::get_mut(&mut self.flow).map(crate::api::stream::Flow::let_go);
-            self.flow.close().await
+            // In a box, because a task is as large as the largest future that it ever waits for, and this comes once.
+            Box::pin(self.flow.close()).await
         }
 
         /// Closes at once and drops what is queued; the peer of a TCP connection sees a reset.

@@ -312,7 +312,9 @@ impl Gathered<'_> {
 impl Drop for Gathered<'_> {
     fn drop(&mut self) {
         let bytes = self.take();
-        self.flow.unread(Lease::from_bytes(bytes));
+        if !bytes.is_empty() {
+            self.flow.unread(Lease::from_bytes(bytes));
+        }
     }
 }
 

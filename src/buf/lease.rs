@@ -29,14 +29,14 @@ pub struct Lease {
 
 enum Hold {
     /// The index of the buffer as a full word: a lease is moved often, and half words stall the copies.
-    Pool {
-        home: Rc<Home>,
-        index: u32,
-        offset: u32,
-        len: u32,
-    },
-    Heap(Bytes),
+    Pool { home: Rc<Home>, index: u32, offset: u32, len: u32 },
+    /// Boxed, because it is rare and would make every lease longer, and with it every future that waits for one.
+    Heap(Box<Bytes>),
+    /// No bytes.
+    Empty,
 }
+
+const _: () = assert!(size_of::<Option<Lease>>() <= 24);
 
 impl Lease {
     /// A lease of a piece that is held for it and has been filled.
@@ -47,7 +47,12 @@ impl Lease {
 
     /// A lease of bytes on the heap, which belong to no pool.
     pub fn from_bytes(bytes: Bytes) -> Lease {
-        Lease { hold: Hold::Heap(bytes) }
+        Lease { hold: Hold::Heap(Box::new(bytes)) }
+    }
+
+    /// A lease of nothing.
+    pub(crate) fn empty() -> Lease {
+        Lease { hold: Hold::Empty }
     }
 
     /// The number of bytes it holds.
@@ -55,6 +60,7 @@ impl Lease {
         match &self.hold {
             Hold::Pool { len, .. } => *len as usize,
             Hold::Heap(bytes) => bytes.len(),
+            Hold::Empty => 0,
         }
     }
 
@@ -81,7 +87,8 @@ impl Lease {
                 *len -= n as u32;
             }
             // Not `split_to`: of all bytes it drops the owner, whose destructor is foreign code (invariant 12).
-            Hold::Heap(bytes) => Buf::advance(bytes, n),
+            Hold::Heap(bytes) => Buf::advance(&mut **bytes, n),
+            Hold::Empty => {}
         }
     }
 
@@ -90,6 +97,7 @@ impl Lease {
         match &mut self.hold {
             Hold::Pool { len, .. } => *len = (*len).min(u32::try_from(n).unwrap_or(u32::MAX)),
             Hold::Heap(bytes) => bytes.truncate(n),
+            Hold::Empty => {}
         }
     }
 
@@ -109,6 +117,7 @@ impl Lease {
                 first
             }
             Hold::Heap(bytes) => Lease::from_bytes(bytes.split_to(n)),
+            Hold::Empty => Lease::empty(),
         }
     }
 
@@ -127,7 +136,8 @@ impl Lease {
     /// The pool gets them back when the last clone of the `Bytes` is dropped, wherever that happens.
     pub fn into_bytes(self) -> Bytes {
         match self.into_hold() {
-            Hold::Heap(bytes) => bytes,
+            Hold::Heap(bytes) => *bytes,
+            Hold::Empty => Bytes::new(),
             Hold::Pool { home, index, offset, len } => {
                 let region = Arc::clone(home.region());
                 Bytes::from_owner(Away { region, index: index as u16, offset, len })
@@ -137,25 +147,24 @@ impl Lease {
 
     /// Copies the bytes to the heap and gives the pool its own back at once.
     pub fn detach(self) -> Lease {
-        match &self.hold {
-            Hold::Heap(_) => self,
-            Hold::Pool { .. } => Lease::from_bytes(Bytes::copy_from_slice(&self)),
-        }
+        if self.is_pooled() { Lease::from_bytes(Bytes::copy_from_slice(&self)) } else { self }
     }
 
-    /// The lease as it may be kept for a while: copied to the heap if less than one in `reserve` of the buffers of its
-    /// pool is available, or less than half and it is short.
+    /// The lease as it may be kept for a while: copied to the heap if it [pins](Self::pins) a buffer.
     pub(crate) fn unpinned(self, reserve: usize) -> Lease {
-        match &self.hold {
-            Hold::Pool { home, len, .. } if home.is_short_for(*len as usize, reserve) => self.detach(),
-            _ => self,
-        }
+        if self.pins(reserve) { self.detach() } else { self }
+    }
+
+    /// Whether it keeps a buffer that is wanted: less than one in `reserve` of the buffers of its pool is available, or
+    /// less than half and it is short.
+    pub(crate) fn pins(&self, reserve: usize) -> bool {
+        matches!(&self.hold, Hold::Pool { home, len, .. } if home.is_short_for(*len as usize, reserve))
     }
 
     /// Takes the hold out without running the drop that returns the buffer.
     fn into_hold(self) -> Hold {
         let mut lease = self;
-        std::mem::replace(&mut lease.hold, Hold::Heap(Bytes::new()))
+        std::mem::replace(&mut lease.hold, Hold::Empty)
     }
 }
 
@@ -180,6 +189,7 @@ impl Deref for Lease {
                 std::slice::from_raw_parts(start, *len as usize)
             },
             Hold::Heap(bytes) => bytes,
+            Hold::Empty => &[],
         }
     }
 }

@@ -2,7 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::lease::Lease;
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use std::cell::{OnceCell, RefCell};
 use std::fmt;
 use std::ops::{Deref, Range};
@@ -14,21 +14,27 @@ use std::rc::Rc;
 /// kernel no longer needs it.
 pub struct Payload(Hold);
 
-// Payloads are moved often, into a slot and back.
-const _: () = assert!(size_of::<Payload>() <= 40);
+// Payloads are moved often, into a slot and back, and an operation with one makes the slot as large as it is.
+const _: () = assert!(size_of::<Payload>() <= 32);
 
 enum Hold {
-    Own(Lease),
-    Shared(Part),
+    Heap(Bytes),
+    Held(Held),
+}
+
+/// What is shorter than `Bytes`: apart, so that the compiler finds room for telling which.
+enum Held {
+    Lease(Lease),
+    Part(Part),
+    /// A part of its first message has left.
+    Begun(Part),
 }
 
 /// What is left to send of messages that many connections send.
 struct Part {
     block: Rc<Block>,
-    from: usize,
-    to: usize,
-    /// A part of the first message has left.
-    begun: bool,
+    from: u32,
+    to: u32,
 }
 
 /// Messages that many connections of a shard send, one after the other.
@@ -54,10 +60,7 @@ const GATHERED_BYTES_MAX: usize = 16 * 1024;
 impl Block {
     /// A block of one payload. Bytes of the pool are copied out of it: the slowest connection says how long they are held.
     pub(crate) fn of(payload: Payload, messages: u32) -> Rc<Block> {
-        let bytes = match payload.0 {
-            Hold::Own(lease) => lease.detach().into_bytes(),
-            Hold::Shared(part) => part.block.bytes().slice(part.from..part.to),
-        };
+        let bytes = payload.detach().into_bytes();
         let units = vec![Unit { end: bytes.len(), messages }].into();
         Rc::new(Block { growing: RefCell::default(), bytes: bytes.into(), units })
     }
@@ -87,34 +90,44 @@ impl Block {
 }
 
 impl Part {
-    fn advance(&mut self, n: usize) {
-        self.from += n;
-        assert!(self.from <= self.to, "cannot advance past the end of a payload");
-        let units = self.block.units.borrow();
-        self.begun = units.binary_search_by_key(&self.from, |unit| unit.end).is_err() && self.from > 0;
+    fn range(&self) -> Range<usize> {
+        self.from as usize..self.to as usize
+    }
+
+    /// Without its first bytes.
+    fn advanced(mut self, n: usize) -> Held {
+        assert!(n <= self.range().len(), "cannot advance past the end of a payload");
+        self.from += n as u32;
+        let is_end = |from| self.block.units.borrow().binary_search_by_key(&from, |unit| unit.end).is_ok();
+        if self.from == 0 || is_end(self.from as usize) { Held::Part(self) } else { Held::Begun(self) }
     }
 
     /// Leaves out the first message, or the first ones that stay together: their bytes and their number.
     fn drop_first(&mut self) -> (usize, u32) {
         let units = self.block.units.borrow();
-        let unit = &units[units.partition_point(|unit| unit.end <= self.from)];
-        let bytes = unit.end - self.from;
-        self.from = unit.end;
+        let unit = &units[units.partition_point(|unit| unit.end <= self.from as usize)];
+        let bytes = unit.end - self.from as usize;
+        self.from = unit.end as u32;
         (bytes, unit.messages)
     }
 }
 
 impl Payload {
-    /// A part of a block that many connections send.
+    /// A part of a block that many connections send. One of more than 4 GiB is like a payload of the connection's own,
+    /// and not droppable.
     pub(crate) fn part(block: Rc<Block>, range: Range<usize>) -> Payload {
-        Payload(Hold::Shared(Part { block, from: range.start, to: range.end, begun: false }))
+        match (u32::try_from(range.start), u32::try_from(range.end)) {
+            (Ok(from), Ok(to)) => Payload(Hold::Held(Held::Part(Part { block, from, to }))),
+            _ => block.bytes().slice(range).into(),
+        }
     }
 
     /// Makes it longer by the part of a block that follows it; `false` if it is something else.
     pub(crate) fn extend(&mut self, block: &Rc<Block>, range: &Range<usize>) -> bool {
-        match &mut self.0 {
-            Hold::Shared(part) if part.to == range.start && Rc::ptr_eq(&part.block, block) => {
-                part.to = range.end;
+        let Hold::Held(Held::Part(part) | Held::Begun(part)) = &mut self.0 else { return false };
+        match u32::try_from(range.end) {
+            Ok(end) if part.range().end == range.start && Rc::ptr_eq(&part.block, block) => {
+                part.to = end;
                 true
             }
             _ => false,
@@ -123,30 +136,32 @@ impl Payload {
 
     /// Whether it may be dropped: it belongs to a broadcast, and no message of it has begun to leave.
     pub(crate) fn is_droppable(&self) -> bool {
-        matches!(&self.0, Hold::Shared(part) if !part.begun)
+        matches!(&self.0, Hold::Held(Held::Part(_)))
     }
 
     /// Drops the first message of one that may be dropped: its bytes, and how many messages those were.
     pub(crate) fn drop_first(&mut self) -> (usize, u32) {
         match &mut self.0 {
-            Hold::Shared(part) => part.drop_first(),
-            Hold::Own(_) => (0, 0),
+            Hold::Held(Held::Part(part)) => part.drop_first(),
+            _ => (0, 0),
         }
     }
 
     /// Whether letting go of it runs no destructor of a user's.
     pub(crate) fn is_plain(&self) -> bool {
         match &self.0 {
-            Hold::Own(lease) => lease.is_pooled(),
-            Hold::Shared(part) => Rc::strong_count(&part.block) > 1,
+            Hold::Heap(_) => false,
+            Hold::Held(Held::Lease(lease)) => lease.is_pooled(),
+            Hold::Held(Held::Part(part) | Held::Begun(part)) => Rc::strong_count(&part.block) > 1,
         }
     }
 
     /// The number of bytes.
     pub fn len(&self) -> usize {
         match &self.0 {
-            Hold::Own(lease) => lease.len(),
-            Hold::Shared(part) => part.to - part.from,
+            Hold::Heap(bytes) => bytes.len(),
+            Hold::Held(Held::Lease(lease)) => lease.len(),
+            Hold::Held(Held::Part(part) | Held::Begun(part)) => part.range().len(),
         }
     }
 
@@ -158,37 +173,48 @@ impl Payload {
     /// Forgets the first `n` bytes, which have been sent.
     pub(crate) fn advance(&mut self, n: usize) {
         match &mut self.0 {
-            Hold::Own(lease) => lease.advance(n),
-            Hold::Shared(part) => part.advance(n),
+            Hold::Heap(bytes) => Buf::advance(bytes, n),
+            Hold::Held(Held::Lease(lease)) => lease.advance(n),
+            shared => {
+                let whole = std::mem::replace(shared, Hold::Heap(Bytes::new()));
+                if let Hold::Held(Held::Part(part) | Held::Begun(part)) = whole {
+                    *shared = Hold::Held(part.advanced(n));
+                }
+            }
         }
     }
 
     /// Whether it holds a buffer of the shard's pool.
     pub(crate) fn is_pooled(&self) -> bool {
-        matches!(&self.0, Hold::Own(lease) if lease.is_pooled())
+        matches!(&self.0, Hold::Held(Held::Lease(lease)) if lease.is_pooled())
     }
 
     /// The lease that it was made of, or one of its bytes.
     pub(crate) fn into_lease(self) -> Lease {
         match self.0 {
-            Hold::Own(lease) => lease,
-            Hold::Shared(part) => Lease::from_bytes(part.block.bytes().slice(part.from..part.to)),
+            Hold::Held(Held::Lease(lease)) => lease,
+            _ => Lease::from_bytes(self.into_bytes()),
+        }
+    }
+
+    fn into_bytes(self) -> Bytes {
+        match self.0 {
+            Hold::Heap(bytes) => bytes,
+            Hold::Held(Held::Lease(lease)) => lease.into_bytes(),
+            Hold::Held(Held::Part(part) | Held::Begun(part)) => part.block.bytes().slice(part.range()),
         }
     }
 
     /// Copies the bytes out of the pool, if they are in it.
     pub(crate) fn detach(self) -> Payload {
-        match self.0 {
-            Hold::Own(lease) => lease.detach().into(),
-            shared => Payload(shared),
-        }
+        if self.is_pooled() { Bytes::copy_from_slice(&self).into() } else { self }
     }
 
     /// See [`Lease::unpinned`].
     pub(crate) fn unpinned(self, reserve: usize) -> Payload {
-        match self.0 {
-            Hold::Own(lease) => lease.unpinned(reserve).into(),
-            shared => Payload(shared),
+        match &self.0 {
+            Hold::Held(Held::Lease(lease)) if lease.pins(reserve) => self.detach(),
+            _ => self,
         }
     }
 }
@@ -198,8 +224,9 @@ impl Deref for Payload {
 
     fn deref(&self) -> &[u8] {
         match &self.0 {
-            Hold::Own(lease) => lease,
-            Hold::Shared(part) => &part.block.bytes()[part.from..part.to],
+            Hold::Heap(bytes) => bytes,
+            Hold::Held(Held::Lease(lease)) => lease,
+            Hold::Held(Held::Part(part) | Held::Begun(part)) => &part.block.bytes()[part.range()],
         }
     }
 }
@@ -225,13 +252,13 @@ impl Default for Payload {
 
 impl From<Lease> for Payload {
     fn from(lease: Lease) -> Payload {
-        Payload(Hold::Own(lease))
+        Payload(Hold::Held(Held::Lease(lease)))
     }
 }
 
 impl From<Bytes> for Payload {
     fn from(bytes: Bytes) -> Payload {
-        Lease::from_bytes(bytes).into()
+        Payload(Hold::Heap(bytes))
     }
 }
 

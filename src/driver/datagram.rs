@@ -12,7 +12,6 @@ use super::{Driver, FdRef};
 use crate::buf::{Lease, Payload, Pool};
 use crate::error::Error;
 use crate::report::Capability;
-use bytes::Bytes;
 use std::cell::{Cell, RefCell};
 use std::error;
 use std::fmt;
@@ -184,7 +183,7 @@ impl Iterator for Segments {
             0 => None,
             1 => {
                 self.left = 0;
-                let lease = std::mem::replace(&mut self.lease, Lease::from_bytes(Bytes::new()));
+                let lease = std::mem::replace(&mut self.lease, Lease::empty());
                 let Segments { from, truncated, ecn, local, .. } = *self;
                 Some(Datagram { lease, from, truncated, ecn, local })
             }

@@ -281,7 +281,7 @@ impl Driver {
         for fd in self.retiring.drain(..) {
             self.backend.forget(&fd);
             let _ = fd.descriptor().shutdown(std::net::Shutdown::Both);
-            fd.leave();
+            fd.leave(&self.census);
         }
     }
 

@@ -44,8 +44,8 @@ pub(crate) enum State {
     Abandoned,
 }
 
-/// A cache line, and eight bytes more: a payload is one of two, which is eight bytes longer than one alone.
-const _: () = assert!(size_of::<Slot>() <= 72);
+/// A cache line.
+const _: () = assert!(size_of::<Slot>() <= 64);
 
 /// The table of operations in flight.
 pub(crate) struct Slots {

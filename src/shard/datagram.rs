@@ -8,7 +8,7 @@
 //! The queue holds what the kernel joined as it came; it is cut when it is read. Bounds count datagrams, not buffers.
 #![forbid(unsafe_code)]
 
-use super::endpoint::{Common, EndpointId};
+use super::endpoint::{Common, EndpointId, Farewell};
 use super::engine::Engine;
 use super::event::Event;
 use super::waiter::{Waiter, Waiters};
@@ -47,6 +47,7 @@ pub(crate) struct Datagrams {
     joins: bool,
     /// The kernel tells something with each datagram. Never lowered, so that nothing it still tells is missed.
     control: Rc<Cell<bool>>,
+    pub(super) farewell: Farewell,
 }
 
 /// The receive.

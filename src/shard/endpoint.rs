@@ -75,10 +75,7 @@ impl Endpoints {
     pub(crate) fn insert(&mut self, fd: Option<FdRef>, kind: Kind) -> EndpointId {
         self.generation = self.generation.wrapping_add(1).max(1);
         let id = EndpointId::new(self.table.vacant_key(), self.generation);
-        let endpoint = Endpoint {
-            core: Common { id, fd, in_flight: 0, life: Life::Open, farewell: None, seat: None },
-            kind,
-        };
+        let endpoint = Endpoint { core: Common { id, fd, in_flight: 0, life: Life::Open, seat: None }, kind };
         self.table.insert(endpoint);
         id
     }
@@ -104,7 +101,7 @@ pub(crate) struct Endpoint {
     pub(crate) kind: Kind,
 }
 
-const _: () = assert!(size_of::<Endpoint>() <= 136);
+const _: () = assert!(size_of::<Endpoint>() <= 112);
 
 /// What every endpoint has.
 pub(crate) struct Common {
@@ -113,14 +110,13 @@ pub(crate) struct Common {
     /// Operations that have not had their terminal completion.
     pub(crate) in_flight: u32,
     pub(crate) life: Life,
-    farewell: Option<Box<Farewell>>,
     /// The place a connection takes in the counts of its group of listeners.
     pub(crate) seat: Option<super::share::Seat>,
 }
 
 /// What some closing endpoints have.
 #[derive(Default)]
-struct Farewell {
+pub(crate) struct Farewell {
     /// Who waits for the end.
     closed: Waiters,
     /// When what is still queued is dropped.
@@ -144,6 +140,26 @@ pub(crate) enum Kind {
     Listener(Box<Listener>),
     Datagrams(Box<Datagrams>),
     Single(Box<Single>),
+}
+
+impl Kind {
+    /// What it keeps while it closes, if there is something.
+    fn farewell(&mut self) -> Option<&mut Farewell> {
+        match self {
+            Kind::Stream(stream) => stream.farewell(),
+            other => Some(other.farewell_mut()),
+        }
+    }
+
+    /// The same, made if need be.
+    fn farewell_mut(&mut self) -> &mut Farewell {
+        match self {
+            Kind::Stream(stream) => stream.farewell_mut(),
+            Kind::Listener(listener) => &mut listener.farewell,
+            Kind::Datagrams(datagrams) => &mut datagrams.farewell,
+            Kind::Single(single) => &mut single.farewell,
+        }
+    }
 }
 
 /// What is left to do after an endpoint was touched.
@@ -235,7 +251,7 @@ impl Endpoint {
     /// Begins to close, or closes more harshly.
     pub(crate) fn close(&mut self, engine: &mut Engine, how: Close, waiter: Waiter) -> Fate {
         if !waiter.is_none() {
-            self.core.farewell.get_or_insert_default().closed.push(waiter);
+            self.kind.farewell_mut().closed.push(waiter);
         }
         let abort = how == Close::Abort;
         let begins = self.core.is_open();
@@ -246,7 +262,7 @@ impl Endpoint {
         }
         if begins && self.has_to_leave() {
             let deadline = engine.start_close_deadline(self.core.id);
-            self.core.farewell.get_or_insert_default().deadline = Some(deadline);
+            self.kind.farewell_mut().deadline = Some(deadline);
         }
         if abort {
             self.make_abortive();
@@ -298,7 +314,7 @@ impl Endpoint {
         if self.has_to_leave() {
             return Fate::Lives;
         }
-        if let Some(deadline) = self.core.farewell.as_mut().and_then(|farewell| farewell.deadline.take()) {
+        if let Some(deadline) = self.kind.farewell().and_then(|farewell| farewell.deadline.take()) {
             engine.wheel.remove(deadline);
         }
         self.core.life = Life::Ending;
@@ -318,7 +334,7 @@ impl Endpoint {
 
     /// The close deadline has passed: what is still queued is dropped.
     pub(crate) fn on_close_deadline(&mut self, engine: &mut Engine) -> Fate {
-        if let Some(farewell) = &mut self.core.farewell {
+        if let Some(farewell) = self.kind.farewell() {
             farewell.deadline = None;
         }
         self.close(engine, Close::Abort, Waiter::None)
@@ -328,7 +344,7 @@ impl Endpoint {
         if let Kind::Stream(stream) = &mut self.kind {
             stream.end_queues(self.core.id, engine);
         }
-        if let Some(farewell) = &mut self.core.farewell {
+        if let Some(farewell) = self.kind.farewell() {
             farewell.closed.notify_all(engine, self.core.id, || Event::Closed);
         }
         Fate::Over

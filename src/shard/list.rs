@@ -1,35 +1,29 @@
 //! The queues of all endpoints of a shard, as lists in one table.
 //!
-//! An endpoint holds the two ends of its [`List`], eight bytes; the items lie in the shard's [`Nodes`]. So an endpoint
-//! whose queues are empty owns no memory for them, and a queue that fills and empties with each message allocates
-//! nothing: the node that was freed last is the next one taken.
+//! An endpoint holds the end of its [`List`], four bytes; the items lie in the shard's [`Nodes`], in a ring: the last one
+//! names the first. So an endpoint whose queues are empty owns no memory for them, and a queue that fills and empties
+//! with each message allocates nothing: the node that was freed last is the next one taken.
 #![forbid(unsafe_code)]
 
 use slab::Slab;
 
 const NONE: u32 = u32::MAX;
 
-/// The ends of a list whose items lie in a [`Nodes`].
+/// The end of a list whose items lie in a [`Nodes`].
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct List {
-    head: u32,
-    tail: u32,
+    last: u32,
 }
 
 impl Default for List {
     fn default() -> List {
-        List { head: NONE, tail: NONE }
+        List { last: NONE }
     }
 }
 
 impl List {
     pub(crate) fn is_empty(&self) -> bool {
-        self.head == NONE
-    }
-
-    /// Whether it has exactly one item.
-    pub(crate) fn is_single(&self) -> bool {
-        self.head == self.tail && self.head != NONE
+        self.last == NONE
     }
 }
 
@@ -42,6 +36,7 @@ pub(crate) struct Nodes<T> {
 #[derive(Debug)]
 struct Node<T> {
     item: T,
+    /// The one behind it; behind the last one comes the first.
     next: u32,
 }
 
@@ -52,28 +47,31 @@ impl<T> Default for Nodes<T> {
 }
 
 impl<T> Nodes<T> {
-    fn insert(&mut self, item: T, next: u32) -> u32 {
-        let index = self.table.insert(Node { item, next });
+    /// Puts an item between the last one of a list and the first.
+    #[inline]
+    fn insert(&mut self, list: List, item: T) -> u32 {
+        let index = self.table.vacant_key();
         // A node is larger than an index is long: memory ends first.
-        u32::try_from(index).ok().filter(|index| *index != NONE).expect("fewer items than indices")
+        let index =
+            u32::try_from(index).ok().filter(|index| *index != NONE).expect("fewer items than indices");
+        let next = match list.is_empty() {
+            true => index,
+            false => std::mem::replace(&mut self.table[list.last as usize].next, index),
+        };
+        self.table.insert(Node { item, next });
+        index
     }
 
     #[inline]
     pub(crate) fn push_back(&mut self, list: &mut List, item: T) {
-        let index = self.insert(item, NONE);
-        if list.is_empty() {
-            list.head = index;
-        } else {
-            self.table[list.tail as usize].next = index;
-        }
-        list.tail = index;
+        list.last = self.insert(*list, item);
     }
 
     #[inline]
     pub(crate) fn push_front(&mut self, list: &mut List, item: T) {
-        list.head = self.insert(item, list.head);
-        if list.tail == NONE {
-            list.tail = list.head;
+        let first = self.insert(*list, item);
+        if list.is_empty() {
+            list.last = first;
         }
     }
 
@@ -82,67 +80,89 @@ impl<T> Nodes<T> {
         if list.is_empty() {
             return None;
         }
-        let Node { item, next } = self.table.remove(list.head as usize);
-        list.head = next;
-        if next == NONE {
-            list.tail = NONE;
+        Some(self.remove_behind(list, list.last))
+    }
+
+    /// Takes out the item behind the one at `before`, which is that one itself if it is the only one.
+    #[inline]
+    fn remove_behind(&mut self, list: &mut List, before: u32) -> T {
+        let at = self.table[before as usize].next;
+        let Node { item, next } = self.table.remove(at as usize);
+        if at == before {
+            list.last = NONE;
+            return item;
         }
-        Some(item)
+        self.table[before as usize].next = next;
+        if at == list.last {
+            list.last = before;
+        }
+        item
+    }
+
+    /// The place of the first item of a list that `matches`, and that of the one before it.
+    fn find(&self, list: &List, mut matches: impl FnMut(&T) -> bool) -> Option<(u32, u32)> {
+        let mut before = list.last;
+        while !list.is_empty() {
+            let at = self.table[before as usize].next;
+            if matches(&self.table[at as usize].item) {
+                return Some((before, at));
+            }
+            if at == list.last {
+                break;
+            }
+            before = at;
+        }
+        None
+    }
+
+    /// Whether a list has exactly one item.
+    #[inline]
+    pub(crate) fn is_single(&self, list: &List) -> bool {
+        !list.is_empty() && self.table[list.last as usize].next == list.last
     }
 
     pub(crate) fn front(&self, list: &List) -> Option<&T> {
-        self.table.get(list.head as usize).filter(|_| !list.is_empty()).map(|node| &node.item)
+        self.iter(list).next()
     }
 
     pub(crate) fn back_mut(&mut self, list: &List) -> Option<&mut T> {
-        self.table.get_mut(list.tail as usize).filter(|_| !list.is_empty()).map(|node| &mut node.item)
+        self.table.get_mut(list.last as usize).filter(|_| !list.is_empty()).map(|node| &mut node.item)
     }
 
     /// The items of a list, in order.
     #[inline]
     pub(crate) fn iter(&self, list: &List) -> impl Iterator<Item = &T> {
-        let mut at = list.head;
+        let last = list.last;
+        let mut before = Some(last).filter(|last| *last != NONE);
         std::iter::from_fn(move || {
-            let node = (at != NONE).then(|| &self.table[at as usize])?;
-            at = node.next;
-            Some(&node.item)
+            let at = self.table[before? as usize].next;
+            before = Some(at).filter(|at| *at != last);
+            Some(&self.table[at as usize].item)
         })
     }
 
     /// Changes each item of a list, in order.
     pub(crate) fn for_each_mut(&mut self, list: &List, mut change: impl FnMut(&mut T)) {
-        let mut at = list.head;
-        while at != NONE {
-            let node = &mut self.table[at as usize];
-            change(&mut node.item);
-            at = node.next;
+        let mut at = list.last;
+        while !list.is_empty() {
+            at = self.table[at as usize].next;
+            change(&mut self.table[at as usize].item);
+            if at == list.last {
+                break;
+            }
         }
     }
 
     /// The first item of a list that `matches`.
-    pub(crate) fn find_mut(&mut self, list: &List, mut matches: impl FnMut(&T) -> bool) -> Option<&mut T> {
-        let mut at = list.head;
-        while at != NONE && !matches(&self.table[at as usize].item) {
-            at = self.table[at as usize].next;
-        }
-        (at != NONE).then(|| &mut self.table[at as usize].item)
+    pub(crate) fn find_mut(&mut self, list: &List, matches: impl FnMut(&T) -> bool) -> Option<&mut T> {
+        let (_, at) = self.find(list, matches)?;
+        Some(&mut self.table[at as usize].item)
     }
 
     /// Takes the first item that `matches` out of a list.
-    pub(crate) fn remove_first(&mut self, list: &mut List, mut matches: impl FnMut(&T) -> bool) -> Option<T> {
-        let (mut before, mut at) = (NONE, list.head);
-        while at != NONE && !matches(&self.table[at as usize].item) {
-            (before, at) = (at, self.table[at as usize].next);
-        }
-        if at == NONE || before == NONE {
-            return if at == NONE { None } else { self.pop_front(list) };
-        }
-        let Node { item, next } = self.table.remove(at as usize);
-        self.table[before as usize].next = next;
-        if next == NONE {
-            list.tail = before;
-        }
-        Some(item)
+    pub(crate) fn remove_first(&mut self, list: &mut List, matches: impl FnMut(&T) -> bool) -> Option<T> {
+        let (before, _) = self.find(list, matches)?;
+        Some(self.remove_behind(list, before))
     }
 
     /// Takes everything out of a list, in order.
@@ -196,7 +216,7 @@ mod tests {
                 prop_assert!(nodes.iter(list).eq(model.iter()));
                 prop_assert_eq!(nodes.back_mut(list), model.back_mut());
                 prop_assert_eq!(nodes.front(list), model.front());
-                prop_assert_eq!((list.is_empty(), list.is_single()), (model.is_empty(), model.len() == 1));
+                prop_assert_eq!((list.is_empty(), nodes.is_single(list)), (model.is_empty(), model.len() == 1));
             }
             for (list, model) in lists.iter_mut().zip(models) {
                 prop_assert!(nodes.drain(list).eq(model));

@@ -4,7 +4,7 @@
 //! listener pauses, longer each time up to a bound, warns once per episode, and goes on by itself.
 #![forbid(unsafe_code)]
 
-use super::endpoint::{Common, EndpointId};
+use super::endpoint::{Common, EndpointId, Farewell};
 use super::engine::{Engine, Timer};
 use super::event::Event;
 use super::share::{Arrival, Seat, Share};
@@ -32,6 +32,7 @@ pub(crate) struct Listener {
     pause_ms: u64,
     failed: Option<Error>,
     share: Option<Share>,
+    pub(super) farewell: Farewell,
 }
 
 /// The standing accept.

@@ -1,7 +1,7 @@
 //! Single operations that belong to no socket's queues: files, and waiting for foreign descriptors.
 #![forbid(unsafe_code)]
 
-use super::endpoint::{Common, Fate};
+use super::endpoint::{Common, Farewell, Fate};
 use super::engine::Engine;
 use super::waiter::Waiter;
 use crate::driver::Token;
@@ -14,11 +14,18 @@ pub(crate) struct Single {
     outcome: Option<Done>,
     /// Nobody will ask any more.
     abandoned: bool,
+    pub(super) farewell: Farewell,
 }
 
 impl Single {
     pub(crate) fn new() -> Single {
-        Single { token: None, waiter: Waiter::None, outcome: None, abandoned: false }
+        Single {
+            token: None,
+            waiter: Waiter::None,
+            outcome: None,
+            abandoned: false,
+            farewell: Farewell::default(),
+        }
     }
 
     pub(crate) fn started(&mut self, token: Token) {

@@ -12,7 +12,7 @@ mod outbound;
 use self::fanout::Fan;
 pub(crate) use fanout::{Offer, Taken};
 
-use super::endpoint::{Common, EndpointId};
+use super::endpoint::{Common, EndpointId, Farewell};
 use super::engine::Engine;
 use super::event::Event;
 use super::list::List;
@@ -29,7 +29,8 @@ use socket2::SockAddr;
 pub(crate) struct Stream {
     /// The standing receive, while it is with the driver.
     receive: Option<Token>,
-    sending: Option<Sending>,
+    /// The send in flight.
+    sending: Option<Token>,
     reader: Waiter,
     /// Received and not read; the leases lie in [`Engine::inbound`].
     inbound: List,
@@ -49,7 +50,7 @@ pub(crate) struct Stream {
     cold: Option<Box<Cold>>,
 }
 
-const _: () = assert!(size_of::<Stream>() <= 96);
+const _: () = assert!(size_of::<Stream>() <= 80);
 
 /// What most connections lack most of the time.
 #[derive(Default)]
@@ -63,6 +64,8 @@ struct Cold {
     /// Bytes that have left since the first tag.
     sent_total: u64,
     zero_copy: ZeroCopy,
+    /// The bytes of the last zero-copy send.
+    in_place_bytes: usize,
     /// Zero-copy sends that are done but still hold their payload.
     unreleased: u32,
     /// What members of a broadcast count.
@@ -70,6 +73,7 @@ struct Cold {
     send_error: Option<Error>,
     connecting: Option<Connecting>,
     shutdown: Shut,
+    farewell: Farewell,
 }
 
 /// The standing receive.
@@ -88,11 +92,6 @@ enum Standing {
 enum End {
     Fin,
     Failed(Error),
-}
-
-struct Sending {
-    token: Token,
-    bytes: usize,
 }
 
 /// Whether large sends may leave without a copy.
@@ -150,6 +149,16 @@ impl Stream {
 
     fn cold(&mut self) -> &mut Cold {
         self.cold.get_or_insert_default()
+    }
+
+    /// What it keeps while it closes, if there is something.
+    pub(super) fn farewell(&mut self) -> Option<&mut Farewell> {
+        self.cold.as_mut().map(|cold| &mut cold.farewell)
+    }
+
+    /// The same, made if need be.
+    pub(super) fn farewell_mut(&mut self) -> &mut Farewell {
+        &mut self.cold().farewell
     }
 
     fn connecting(&self) -> Option<&Connecting> {
@@ -490,8 +499,8 @@ impl Stream {
         if let Some(Connecting::InFlight(token, _)) = self.connecting() {
             engine.driver.cancel(*token);
         }
-        if let (true, Some(sending)) = (abort, &self.sending) {
-            engine.driver.cancel(sending.token);
+        if let (true, Some(token)) = (abort, self.sending) {
+            engine.driver.cancel(token);
         }
     }
 }

@@ -24,7 +24,7 @@ use crate::error::Full;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -45,11 +45,13 @@ pub(crate) struct Readiness {
     skipped_poll: bool,
 }
 
-/// A descriptor that operations wait on.
+/// A descriptor that operations wait on, with a queue of tokens per direction.
 struct Registration {
-    fd: RawFd,
     generation: u32,
-    queues: [Fifo; 2],
+    /// The first of each queue.
+    first: [Option<Token>; 2],
+    /// The others, once there have been any: a connection has one operation per direction at a time.
+    rest: Option<Box<[VecDeque<Token>; 2]>>,
     /// On the ready list.
     listed: bool,
     /// Directions that may be ready: attempted when listed.
@@ -58,43 +60,36 @@ struct Registration {
     has_end: bool,
 }
 
+// Each idle connection has one.
+const _: () = assert!(size_of::<Registration>() <= 32);
+
 impl Registration {
+    fn push(&mut self, direction: Direction, token: Token) {
+        match &mut self.first[direction as usize] {
+            first @ None => *first = Some(token),
+            Some(_) => self.rest.get_or_insert_default()[direction as usize].push_back(token),
+        }
+    }
+
+    fn pop(&mut self, direction: Direction) {
+        let rest = self.rest.as_mut();
+        self.first[direction as usize] = rest.and_then(|rest| rest[direction as usize].pop_front());
+    }
+
+    fn remove(&mut self, direction: Direction, token: Token) -> bool {
+        if self.first[direction as usize] == Some(token) {
+            self.pop(direction);
+            return true;
+        }
+        self.rest.as_mut().is_some_and(|rest| remove(&mut rest[direction as usize], token))
+    }
+
     /// Puts the registration on the ready list, once.
     fn list(&mut self, index: u32, ready: &mut VecDeque<u32>) {
         if !self.listed {
             self.listed = true;
             ready.push_back(index);
         }
-    }
-}
-
-/// A queue of tokens that allocates for the second one only.
-#[derive(Default)]
-struct Fifo {
-    first: Option<Token>,
-    rest: VecDeque<Token>,
-}
-
-impl Fifo {
-    fn push(&mut self, token: Token) {
-        match self.first {
-            None => self.first = Some(token),
-            Some(_) => self.rest.push_back(token),
-        }
-    }
-
-    fn pop(&mut self) {
-        self.first = self.rest.pop_front();
-    }
-
-    fn remove(&mut self, token: Token) -> bool {
-        if self.first == Some(token) {
-            self.pop();
-            return true;
-        }
-        let before = self.rest.len();
-        self.rest.retain(|other| *other != token);
-        self.rest.len() != before
     }
 }
 
@@ -160,10 +155,9 @@ impl Readiness {
             registered => registered?,
         };
         let registration = &mut self.registrations[index as usize];
-        let queue = &mut registration.queues[direction as usize];
         // Behind another operation there is nothing to attempt until that one has ended.
-        let first = queue.first.is_none();
-        queue.push(token);
+        let first = registration.first[direction as usize].is_none();
+        registration.push(direction, token);
         if first {
             registration.maybe[direction as usize] = true;
             self.list(index);
@@ -174,10 +168,9 @@ impl Readiness {
     pub(crate) fn cancel(&mut self, token: Token, slots: &mut Slots) {
         let Some((op, _)) = slots.parts(token) else { return };
         let removed = match op.waits_for() {
-            Some((fd, direction)) => fd.registration().is_some_and(|index| {
-                let registration = &mut self.registrations[index as usize];
-                registration.queues[direction as usize].remove(token)
-            }),
+            Some((fd, direction)) => fd
+                .registration()
+                .is_some_and(|index| self.registrations[index as usize].remove(direction, token)),
             None => self.blocking.remove_deferred(token) || remove(&mut self.unattached, token),
         };
         // An operation whose terminal result is on its way, or whose call runs on a thread, ends by itself.
@@ -272,9 +265,9 @@ impl Readiness {
         // before it is closed.
         unsafe { self.poller.add(fd.as_fd(), key)? };
         let registration = Registration {
-            fd: fd.as_raw_fd(),
             generation: self.generation,
-            queues: Default::default(),
+            first: [None; 2],
+            rest: None,
             listed: false,
             maybe: [false; 2],
             has_end: false,
@@ -317,7 +310,7 @@ impl Readiness {
             if again.contains(&true) {
                 self.list(index);
             } else if !self.poller.has_edges() {
-                self.set_interest(index);
+                self.set_interest(index, bench.slots);
             }
         }
     }
@@ -332,10 +325,9 @@ impl Readiness {
             if bench.out.len() >= bench.budget {
                 return true;
             }
-            let queue = &mut registration.queues[direction as usize];
-            let Some(token) = queue.first else { return false };
+            let Some(token) = registration.first[direction as usize] else { return false };
             let Some((op, scratch)) = bench.slots.parts(token) else {
-                queue.pop();
+                registration.pop(direction);
                 continue;
             };
             match bench.pools.attempt(op, scratch, usize::MAX) {
@@ -344,7 +336,7 @@ impl Readiness {
                     return false;
                 }
                 Attempt::Done(result) => {
-                    queue.pop();
+                    registration.pop(direction);
                     bench.out.push(RawCompletion::terminal(token, result));
                 }
                 Attempt::More(result, buffer) => {
@@ -363,12 +355,14 @@ impl Readiness {
     }
 
     /// Without edges: asks for the next event of the directions somebody waits for.
-    fn set_interest(&mut self, index: u32) {
+    fn set_interest(&mut self, index: u32, slots: &mut Slots) {
         let registration = &self.registrations[index as usize];
-        let waits = registration.queues.each_ref().map(|queue| queue.first.is_some());
-        // SAFETY: invariant 10: a registered descriptor is open until `forget`.
-        let fd = unsafe { BorrowedFd::borrow_raw(registration.fd) };
-        self.poller.set_interest(fd, pack(index, registration.generation), waits);
+        let waits = registration.first.map(|first| first.is_some());
+        // Any of those that wait knows the descriptor. If nobody does, at most one event comes for nothing.
+        let Some(token) = registration.first.into_iter().flatten().next() else { return };
+        if let Some((fd, _)) = slots.parts(token).and_then(|(op, _)| op.waits_for()) {
+            self.poller.set_interest(fd.as_fd(), pack(index, registration.generation), waits);
+        }
     }
 
     fn take_immediate(&mut self, bench: &mut Workbench<'_>) {

@@ -37,6 +37,8 @@ pub(crate) enum Taken {
 pub(super) struct Fan {
     /// Payloads in the queue.
     places: usize,
+    /// Their bytes.
+    bytes: usize,
     droppable: Droppable,
 }
 
@@ -50,6 +52,7 @@ struct Droppable {
 impl Fan {
     pub(super) fn count_in(&mut self, payload: &Payload) {
         self.places += 1;
+        self.bytes += payload.len();
         if payload.is_droppable() {
             self.droppable.places += 1;
             self.droppable.bytes += payload.len();
@@ -58,6 +61,7 @@ impl Fan {
 
     pub(super) fn count_out(&mut self, payload: &Payload) {
         self.places -= 1;
+        self.bytes -= payload.len();
         if payload.is_droppable() {
             self.droppable.places -= 1;
             self.droppable.bytes -= payload.len();
@@ -122,7 +126,9 @@ impl Stream {
         let extended = last.and_then(|last| last.extend(block, range).then(|| last.is_droppable()));
         match extended {
             Some(is_droppable) => {
-                self.fan(engine).droppable.bytes += if is_droppable { range.len() } else { 0 };
+                let fan = self.fan(engine);
+                fan.bytes += range.len();
+                fan.droppable.bytes += if is_droppable { range.len() } else { 0 };
             }
             None => self.queue(engine, Payload::part(Rc::clone(block), range.clone())),
         }
@@ -138,7 +144,10 @@ impl Stream {
         let payload = engine.outbound.find_mut(&self.outbound, is_droppable)?;
         let (bytes, messages) = payload.drop_first();
         let emptied = payload.is_empty();
+        let outbound_bytes = self.outbound_bytes;
         let fan = self.fan(engine);
+        let in_flight = outbound_bytes - fan.bytes;
+        fan.bytes -= bytes;
         fan.droppable.bytes -= bytes;
         if emptied {
             // No other payload of the queue is empty.
@@ -149,7 +158,6 @@ impl Stream {
         self.outbound_bytes -= bytes;
         engine.release_outbound(bytes);
         // Submissions that were queued behind it are done that much earlier.
-        let in_flight = self.sending.as_ref().map_or(0, |sending| sending.bytes);
         let cold = self.cold();
         let place = cold.sent_total + (in_flight + before) as u64;
         engine.tags.for_each_mut(&cold.tags, |(_, end)| *end -= if *end > place { bytes as u64 } else { 0 });

@@ -176,39 +176,36 @@ impl Stream {
             self.shut_down(core, engine);
             return;
         }
-        let (op, bytes) = self.next_send(core.fd().clone(), engine);
+        let op = self.next_send(core.fd().clone(), engine);
         match core.submit(engine, op) {
-            Ok(token) => self.sending = Some(Sending { token, bytes }),
+            Ok(token) => self.sending = Some(token),
             Err(Op::Send(op)) => self.put_back(engine, op.payload),
             Err(Op::SendMsg(op)) => self.take_back(engine, op.batch, 0),
             Err(_) => {}
         }
     }
 
-    /// The next send and its length.
     #[inline]
-    fn next_send(&mut self, socket: FdRef, engine: &mut Engine) -> (Op, usize) {
-        if !self.outbound.is_single() && !engine.is_rare(Rare::SmallBatch) {
+    fn next_send(&mut self, socket: FdRef, engine: &mut Engine) -> Op {
+        if !engine.outbound.is_single(&self.outbound) && !engine.is_rare(Rare::SmallBatch) {
             return self.next_batch(socket, engine);
         }
         let payload = self.pop(engine).expect("the queue is not empty");
         self.single(socket, payload, engine)
     }
 
-    fn next_batch(&mut self, socket: FdRef, engine: &mut Engine) -> (Op, usize) {
+    fn next_batch(&mut self, socket: FdRef, engine: &mut Engine) -> Op {
         let first = self.next_piece(engine).expect("the queue is not empty");
         if self.outbound.is_empty() {
             return self.single(socket, first, engine);
         }
         let mut batch = engine.batches.pop().unwrap_or_default();
-        let mut bytes = first.len();
         batch.push(first);
         while batch.payloads().len() < BATCH_MAX {
             let Some(payload) = self.next_piece(engine) else { break };
-            bytes += payload.len();
             batch.push(payload);
         }
-        (SendMsg::new(socket, batch).into(), bytes)
+        SendMsg::new(socket, batch).into()
     }
 
     /// The next payload, or a copy of the small ones that stand together at the front.
@@ -232,14 +229,15 @@ impl Stream {
         Some(joined.into())
     }
 
-    /// The send of one payload and its length.
+    /// The send of one payload.
     #[inline]
-    fn single(&mut self, socket: FdRef, payload: Payload, engine: &Engine) -> (Op, usize) {
+    fn single(&mut self, socket: FdRef, payload: Payload, engine: &Engine) -> Op {
         let bytes = payload.len();
         if bytes >= engine.zero_copy_bytes_min && self.wants_zero_copy(&socket) {
-            return (Send::zero_copy(socket, payload).into(), bytes);
+            self.cold().in_place_bytes = bytes;
+            return Send::zero_copy(socket, payload).into();
         }
-        (Send::new(socket, payload).into(), bytes)
+        Send::new(socket, payload).into()
     }
 
     /// A copy is saved only where a device reads the payload, and not for a peer on this machine.
@@ -281,7 +279,7 @@ impl Stream {
         result: Result<usize, Error>,
         mut payload: Payload,
     ) {
-        if self.sending.as_ref().is_none_or(|sending| sending.token != token) {
+        if self.sending != Some(token) {
             // The late release of a zero-copy send.
             self.cold().unreleased -= 1;
             engine.drop_payload(payload);
@@ -304,8 +302,8 @@ impl Stream {
         result: Result<usize, Error>,
     ) {
         // A partial or failed one is dealt with when its payload comes back.
-        let whole = matches!((&result, &self.sending), (Ok(sent), Some(sending)) if *sent == sending.bytes);
-        if whole {
+        let whole = matches!(result, Ok(sent) if sent == self.cold().in_place_bytes);
+        if whole && self.sending.is_some() {
             self.cold().unreleased += 1;
             self.on_progress(core, engine, result);
         }
@@ -366,12 +364,12 @@ impl Stream {
 
     /// The outbound side is over: drops what is queued and tells everybody who waits.
     pub(crate) fn fail_outbound(&mut self, id: EndpointId, engine: &mut Engine, error: &Error) {
+        // What is in flight still counts until its send has ended.
         while let Some(payload) = self.pop(engine) {
+            self.outbound_bytes -= payload.len();
+            engine.release_outbound(payload.len());
             engine.drop_payload(payload);
         }
-        let in_flight = self.sending.as_ref().map_or(0, |sending| sending.bytes);
-        engine.release_outbound(self.outbound_bytes - in_flight);
-        self.outbound_bytes = in_flight;
         let cold = self.cold();
         if cold.send_error.is_none() {
             cold.send_error = Some(error.duplicate());
