@@ -11,7 +11,7 @@ use std::os::fd::AsRawFd;
 use std::time::Instant;
 
 /// Messages that the publisher is ahead of the slowest reader at most.
-const WINDOW: u64 = 16;
+const WINDOW: u64 = 64;
 
 /// A message is its number, when it left, and a piece of the pattern.
 struct Publisher<'a> {
