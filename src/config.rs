@@ -251,6 +251,8 @@ pub enum Warning {
     /// The process or the system is out of descriptors (or memory for them), so a listener pauses. Sent once
     /// per episode; accepting goes on by itself.
     AcceptPaused {
+        /// Which listener: its [`EndpointId::as_u64`](crate::EndpointId::as_u64).
+        listener: u64,
         /// What the accept was refused with.
         error: std::io::Error,
     },

@@ -3,6 +3,8 @@
 
 mod api;
 pub mod buf;
+#[cfg(feature = "capi")]
+pub mod capi;
 mod config;
 mod counters;
 pub mod driver;
@@ -43,6 +45,8 @@ pub mod net {
     pub use crate::api::unix::{UnixListener, UnixStream};
     pub use crate::driver::datagram::{Datagram, Ecn, InvalidDatagram, LocalAddress, Segments};
 }
+
+pub use api::event;
 
 /// Files.
 pub mod fs {

@@ -288,3 +288,41 @@ fn closing_one_of_two_unix_ends_is_the_end_for_the_other() {
         });
     });
 }
+
+/// Sends `payload`, closes without waiting, and gives what the peer gets before the end.
+fn closed_now(config: anabranch::Config, payload: Vec<u8>, half_closed: bool) -> Vec<u8> {
+    let shard = anabranch::Shard::new(config).unwrap();
+    let (ours, mut theirs) = common::net::std_pair();
+    let connection = shard.adopt_stream(ours).unwrap();
+    if half_closed {
+        theirs.shutdown(Shutdown::Write).unwrap();
+        shard.submit_recv(connection, 1).unwrap();
+        let mut ended = false;
+        while !ended {
+            shard.poll(None, |completion| ended = matches!(completion.event, Event::End)).unwrap();
+        }
+    }
+    shard.send(connection, payload).unwrap().unwrap();
+    shard.submit_close(connection, Close::Now, 2).unwrap();
+    let mut closed = false;
+    while !closed {
+        shard.poll(None, |completion| closed |= matches!(completion.event, Event::Closed)).unwrap();
+    }
+    let mut all = Vec::new();
+    theirs.read_to_end(&mut all).expect("the connection ends in order");
+    shard.finish().settled().unwrap();
+    all
+}
+
+#[test]
+fn a_close_that_does_not_wait_sends_what_the_system_takes_and_ends_in_order() {
+    on_typical_backends(|config| {
+        let config = config.with_limits(|limits| limits.outbound_bytes_max = 64 << 20);
+        for half_closed in [false, true] {
+            assert_eq!(closed_now(config.clone(), b"bye".to_vec(), half_closed), b"bye");
+            let sent = pattern(12 << 20);
+            let got = closed_now(config.clone(), sent.clone(), half_closed);
+            assert!(!got.is_empty() && got.len() < sent.len() && sent.starts_with(&got), "{}", got.len());
+        }
+    });
+}

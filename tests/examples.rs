@@ -196,8 +196,35 @@ fn echo_completion_gives_back_what_it_gets() {
 }
 
 #[test]
+fn opensocket_echo_gives_back_what_it_gets() {
+    echo_servers("opensocket_echo");
+}
+
+#[test]
+fn opensocket_http_server_answers_from_its_accepters_in_turn() {
+    let mut example =
+        Example::start("opensocket_http_server", &["--addr", "127.0.0.1:0", "--accepters", "2"]);
+    for index in 0..4 {
+        let mut stream = example.connect();
+        write!(stream, "GET /page{index} HTTP/1.1\r\n\r\n").expect("it reads");
+        let mut reply = String::new();
+        stream.read_to_string(&mut reply).expect("a reply and the end");
+        assert!(reply.ends_with(&format!("/page{index} from accepter {}\n", 1 + index % 2)), "{reply}");
+    }
+    example.signal(Signal::SIGTERM);
+    assert!(example.wait().success());
+}
+
+#[test]
+fn opensocket_workers_all_get_their_answers() {
+    let output = run("opensocket_workers", &["--clients", "3"]);
+    assert!(output.status.success());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "HELLO 0\nHELLO 1\nHELLO 2\n");
+}
+
+#[test]
 fn echo_servers_with_clients_connected_end_when_asked() {
-    for name in ["echo", "echo_completion"] {
+    for name in ["echo", "echo_completion", "opensocket_echo"] {
         for backend in backends() {
             let example =
                 Example::start(name, &["--addr", "127.0.0.1:0", "--backend", backend, "--shards", "2"]);
@@ -630,7 +657,16 @@ fn a_wrong_flag_is_refused_with_a_message() {
 fn an_address_in_use_is_an_error_not_a_hang() {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     let address = listener.local_addr().expect("an address").to_string();
-    for name in ["echo", "echo_completion", "chat", "file_server", "pinned_shards", "ctrl_c"] {
+    for name in [
+        "echo",
+        "echo_completion",
+        "opensocket_echo",
+        "opensocket_http_server",
+        "chat",
+        "file_server",
+        "pinned_shards",
+        "ctrl_c",
+    ] {
         let output = run(name, &["--addr", &address]);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(1), "{name}: {errors}");

@@ -6,11 +6,12 @@ mod common;
 use anabranch::driver::Driver;
 use anabranch::driver::op::{Nop, RecvMulti};
 use anabranch::fs::File;
-use anabranch::{Shard, sleep, spawn, timeout, yield_now};
+use anabranch::{Close, Shard, sleep, spawn, timeout, yield_now};
 use bytes::Bytes;
 use common::net::alone;
 use std::future::poll_fn;
 use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::task::Poll;
@@ -193,6 +194,39 @@ fn a_task_that_is_being_woken_while_its_shard_ends_is_dropped() {
             });
             drop(shard);
             assert_eq!(std::rc::Rc::strong_count(&lives), 1, "a task was not dropped");
+        }
+    });
+}
+
+/// io_uring finds no send to cancel whose connection the peer has half-closed (seen on Linux 6.18), so a close that
+/// cannot wait for its peer waited for it all the same: for ever, if the peer read nothing.
+#[test]
+fn a_close_that_waits_for_nobody_ends_though_the_peer_has_half_closed_and_reads_nothing() {
+    let all = [common::real_backends(), common::simulated_backends()].concat();
+    common::on(all, |config| {
+        for how in [Close::Now, Close::Abort] {
+            let shard = Shard::new(config.clone()).unwrap();
+            let (ours, theirs) = common::net::std_pair();
+            let connection = shard.adopt_stream(ours).unwrap();
+            let _ = shard.submit_send(connection, vec![0; 64 << 20], 1).unwrap();
+            shard.submit_recv(connection, 2).unwrap();
+            let mut theirs = Some(theirs);
+            let mut closed = false;
+            shard.submit_timeout(Duration::from_secs(10), 3).unwrap();
+            shard.submit_timeout(Duration::from_millis(10), 4).unwrap();
+            while !closed {
+                shard
+                    .poll(None, |completion| match (completion.tag, completion.event) {
+                        (4, _) => theirs.as_mut().unwrap().shutdown(Shutdown::Write).unwrap(),
+                        (2, _) => shard.submit_close(connection, how, 5).unwrap(),
+                        (5, _) => closed = true,
+                        (3, _) => panic!("{how:?} did not end"),
+                        _ => {}
+                    })
+                    .unwrap();
+            }
+            drop(theirs.take());
+            shard.finish().settled().unwrap();
         }
     });
 }

@@ -33,6 +33,9 @@ const UNSAFE_FILES: &[&str] = &[
     "src/driver/sys/socket.rs",
     "src/driver/sys/descriptor.rs",
     "src/driver/sys/messages.rs",
+    "src/capi/errors.rs",
+    "src/capi/opensocket.rs",
+    "src/capi/completion.rs",
 ];
 
 /// Each module of the crate root, and the modules it may name.

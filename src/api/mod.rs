@@ -4,6 +4,7 @@
 pub(crate) mod broadcast;
 mod completion;
 pub(crate) mod dns;
+pub mod event;
 pub(crate) mod file;
 #[cfg(feature = "futures-io")]
 mod futures_io;

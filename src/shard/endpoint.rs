@@ -128,8 +128,8 @@ pub(crate) struct Farewell {
 pub(crate) enum Life {
     /// In use.
     Open,
-    /// Closing: no new work; queued bytes may still leave unless `abort`.
-    Closing { abort: bool },
+    /// Closing: no new work; what happens to queued bytes is said.
+    Closing(Close),
     /// The close itself is in flight.
     Ending,
 }
@@ -170,11 +170,15 @@ pub(crate) enum Fate {
     Over,
 }
 
-/// How to close.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// How to close, from the mildest to the harshest. An endpoint that closes may be closed again more harshly.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Close {
     /// Send what is queued first, for at most [`Limits::close_flush_ms`](crate::Limits).
     Flush,
+    /// Give the system what it takes of the queue without waiting and drop the rest of it; the connection ends in
+    /// order (where a send is under way its outbound direction is shut down), and what the system took is still
+    /// delivered. Datagrams leave as with `Flush`.
+    Now,
     /// Drop what is queued; the peer of a TCP connection sees a reset.
     Abort,
 }
@@ -186,7 +190,12 @@ impl Common {
     }
 
     pub(crate) fn is_aborting(&self) -> bool {
-        matches!(self.life, Life::Closing { abort: true })
+        self.life == Life::Closing(Close::Abort)
+    }
+
+    /// Whether what cannot be sent without waiting is dropped.
+    pub(crate) fn is_hurrying(&self) -> bool {
+        matches!(self.life, Life::Closing(how) if how > Close::Flush)
     }
 
     #[inline]
@@ -253,21 +262,23 @@ impl Endpoint {
         if !waiter.is_none() {
             self.kind.farewell_mut().closed.push(waiter);
         }
-        let abort = how == Close::Abort;
         let begins = self.core.is_open();
-        match &mut self.core.life {
-            life @ Life::Open => *life = Life::Closing { abort },
-            Life::Closing { abort: aborting } => *aborting |= abort,
-            Life::Ending => {}
-        }
+        let harsher = match &mut self.core.life {
+            life @ Life::Open => {
+                *life = Life::Closing(how);
+                true
+            }
+            Life::Closing(before) => how > std::mem::replace(before, how.max(*before)),
+            Life::Ending => false,
+        };
         if begins && self.has_to_leave() {
             let deadline = engine.start_close_deadline(self.core.id);
             self.kind.farewell_mut().deadline = Some(deadline);
         }
-        if abort {
+        if how == Close::Abort {
             self.make_abortive();
         }
-        if begins || abort {
+        if harsher {
             self.cancel_all(engine);
         }
         self.go_on_closing(engine)
@@ -281,11 +292,12 @@ impl Endpoint {
     }
 
     fn cancel_all(&mut self, engine: &mut Engine) {
-        let abort = self.core.is_aborting();
         match &mut self.kind {
-            Kind::Stream(stream) => stream.stop(self.core.id, engine, abort),
+            Kind::Stream(stream) => stream.stop(&mut self.core, engine),
             Kind::Listener(listener) => listener.stop(self.core.id, engine),
-            Kind::Datagrams(datagrams) => datagrams.stop(self.core.id, engine, abort),
+            Kind::Datagrams(datagrams) => {
+                datagrams.stop(self.core.id, engine, self.core.is_aborting());
+            }
             Kind::Single(single) => single.stop(engine),
         }
     }
@@ -294,7 +306,7 @@ impl Endpoint {
     fn has_to_leave(&self) -> bool {
         !self.core.is_aborting()
             && match &self.kind {
-                Kind::Stream(stream) => stream.has_to_send(),
+                Kind::Stream(stream) => !self.core.is_hurrying() && stream.has_to_send(),
                 Kind::Datagrams(datagrams) => datagrams.has_to_send(),
                 _ => false,
             }
@@ -304,7 +316,7 @@ impl Endpoint {
     #[inline]
     fn go_on_closing(&mut self, engine: &mut Engine) -> Fate {
         match self.core.life {
-            Life::Closing { .. } if self.core.in_flight == 0 => self.end(engine),
+            Life::Closing(_) if self.core.in_flight == 0 => self.end(engine),
             _ => Fate::Lives,
         }
     }

@@ -146,7 +146,7 @@ impl Listener {
     fn pause(&mut self, id: EndpointId, engine: &mut Engine, error: io::Error) {
         if self.pause_ms == 0 {
             engine.accept_pauses += 1;
-            engine.warnings.push(Warning::AcceptPaused { error });
+            engine.warnings.push(Warning::AcceptPaused { listener: id.as_u64(), error });
         }
         self.pause_ms = (self.pause_ms * 2).clamp(PAUSE_MS, engine.limits.accept_pause_max_ms.max(PAUSE_MS));
         self.standing = Standing::Paused;

@@ -485,8 +485,9 @@ impl Stream {
         }
     }
 
-    /// The endpoint closes: ends the receive and, if the rest shall not be sent, the send.
-    pub(crate) fn stop(&mut self, id: EndpointId, engine: &mut Engine, abort: bool) {
+    /// The endpoint closes: ends the receive and, if the rest shall not be waited for, the send.
+    pub(crate) fn stop(&mut self, core: &mut Common, engine: &mut Engine) {
+        let id = core.id;
         self.disarm(engine);
         self.reader.fail(engine, id, &Error::Closed);
         let wanted = |connecting: &mut Connecting| matches!(connecting, Connecting::Wanted(..));
@@ -499,8 +500,20 @@ impl Stream {
         if let Some(Connecting::InFlight(token, _)) = self.connecting() {
             engine.driver.cancel(*token);
         }
-        if let (true, Some(token)) = (abort, self.sending) {
+        if !core.is_hurrying() {
+            return;
+        }
+        if let Some(token) = self.sending {
             engine.driver.cancel(token);
+            // A kernel may not find the send that it shall cancel; this ends it in any case.
+            let _ = core.fd().descriptor().shutdown(std::net::Shutdown::Write);
+            return;
+        }
+        if !core.is_aborting() {
+            self.push_out(core, engine);
+        }
+        if self.outbound_bytes > 0 {
+            self.fail_outbound(id, engine, &Error::Closed);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! What the tests share: every backend, and a shard that checks its ledger at the end.
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
+pub(crate) mod cpp;
 pub(crate) mod net;
 pub(crate) mod peer;
 pub(crate) mod program;

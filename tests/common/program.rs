@@ -27,7 +27,9 @@ pub(crate) fn examples() -> Vec<String> {
     let names = files.map(|file| file.expect("an entry").path().file_stem().expect("a name").to_owned());
     let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
     let needs_sim = |name: &str| ["simulate", "replicated_counter"].contains(&name);
-    names.retain(|name| name != "common" && (cfg!(feature = "sim") || !needs_sim(name)));
+    names.retain(|name| {
+        !["common", "cpp"].contains(&name.as_str()) && (cfg!(feature = "sim") || !needs_sim(name))
+    });
     names
 }
 

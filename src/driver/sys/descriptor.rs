@@ -350,6 +350,20 @@ impl Descriptor {
         }, _simulated => { let _ = idle; Ok(()) })
     }
 
+    /// Probes an idle connection as the system does by default.
+    pub(crate) fn probe_idle(&self) -> io::Result<()> {
+        on!(self, fd => SockRef::from(fd).set_keepalive(true), _simulated => Ok(()))
+    }
+
+    /// Whether received bytes wait in the system.
+    pub(crate) fn has_unread(&self) -> bool {
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        on!(self, fd => {
+            let mut byte = [std::mem::MaybeUninit::uninit()];
+            matches!(SockRef::from(fd).recv_with_flags(&mut byte, flags), Ok(1))
+        }, simulated => { let _ = flags; simulated.waiting() > 0 })
+    }
+
     /// Makes the next close a reset.
     pub(crate) fn set_linger_zero(&self) -> io::Result<()> {
         on!(self, fd => SockRef::from(fd).set_linger(Some(Duration::ZERO)), simulated => simulated.set_linger_zero())

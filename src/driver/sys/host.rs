@@ -91,6 +91,11 @@ impl Host {
         }
     }
 
+    /// The wall clock in whole seconds since 1970, for dates that are shown to somebody.
+    pub(crate) fn wall_seconds(&self) -> u64 {
+        self.wall().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    }
+
     /// A random number; not for secrets.
     pub(crate) fn random(&self) -> u64 {
         match &self.0 {

@@ -144,6 +144,54 @@ impl Stream {
         Some(payload)
     }
 
+    /// Bytes queued or in flight.
+    #[inline]
+    pub(crate) fn outbound_bytes(&self) -> usize {
+        self.outbound_bytes
+    }
+
+    /// Gives the system what it takes without waiting, unless a send is in flight, which has to end first. What a send
+    /// meets here is met again, and told, by the next operation on the connection.
+    pub(crate) fn push_out(&mut self, core: &mut Common, engine: &mut Engine) {
+        let blocked = self.sending.is_some() || self.connecting().is_some() || self.send_error().is_some();
+        while let Some(mut payload) = if blocked { None } else { self.pop(engine) } {
+            let sent = usize::try_from(core.fd().descriptor().send(&payload)).unwrap_or(0);
+            self.count_sent(core.id, engine, sent);
+            payload.advance(sent);
+            if !payload.is_empty() {
+                return self.put_back(engine, payload);
+            }
+            engine.drop_payload(payload);
+        }
+    }
+
+    /// Offers the system bytes that nobody has copied yet, if nothing is ahead of them: how many it took.
+    pub(crate) fn try_send(&mut self, core: &mut Common, engine: &mut Engine, bytes: &[u8]) -> usize {
+        let idle = self.sending.is_none() && self.outbound_bytes == 0 && self.connecting().is_none();
+        if !idle || self.send_refusal(core).is_some() {
+            return 0;
+        }
+        // What a send meets here is met again, and told, by the next operation on the connection.
+        let sent = usize::try_from(core.fd().descriptor().send(bytes)).unwrap_or(0);
+        engine.bytes_out += sent as u64;
+        if let Some(cold) = &mut self.cold {
+            cold.sent_total += sent as u64;
+        }
+        sent
+    }
+
+    /// Bytes have left.
+    #[inline]
+    fn count_sent(&mut self, id: EndpointId, engine: &mut Engine, sent: usize) {
+        engine.bytes_out += sent as u64;
+        self.outbound_bytes -= sent;
+        engine.release_outbound(sent);
+        if let Some(cold) = &mut self.cold {
+            cold.sent_total += sent as u64;
+            self.emit_sent(id, engine);
+        }
+    }
+
     /// Puts an unsent payload back at the front.
     fn put_back(&mut self, engine: &mut Engine, payload: Payload) {
         self.count_in(&payload);
@@ -319,17 +367,13 @@ impl Stream {
     ) {
         self.sending = None;
         match result {
-            Ok(sent) => {
-                engine.bytes_out += sent as u64;
-                self.outbound_bytes -= sent;
-                engine.release_outbound(sent);
-                if let Some(cold) = &mut self.cold {
-                    cold.sent_total += sent as u64;
-                    self.emit_sent(core.id, engine);
-                }
-            }
-            Err(Error::Canceled) if core.is_aborting() => self.fail_outbound(core.id, engine, &Error::Closed),
+            Ok(sent) => self.count_sent(core.id, engine, sent),
+            // Our own doing: the connection closes at once.
+            Err(Error::Canceled) if core.is_hurrying() => {}
             Err(error) => self.fail_outbound(core.id, engine, &error),
+        }
+        if core.is_hurrying() {
+            self.fail_outbound(core.id, engine, &Error::Closed);
         }
         if std::mem::take(&mut self.end_held) {
             self.on_fin(core, engine);

@@ -1,0 +1,107 @@
+//! Connecting: names are resolved off the loop, and addresses tried until one takes the connection.
+#![forbid(unsafe_code)]
+
+use super::command::Command;
+use super::ids::SocketId;
+use super::local::{CONNECT, Local};
+use super::message::{Event, Opened, Trouble};
+use super::meter::InfoKind;
+use super::names;
+use super::socket::{Socket, State};
+use crate::shard::{Close, EndpointId, Event as Done, Kind, Stream, Waiter};
+use socket2::Domain;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+impl Local {
+    pub(super) fn connect(&mut self, id: SocketId, uid: usize, host: String, port: i32) {
+        let row = self.open(id, uid, State::Connecting, None);
+        if host.parse::<IpAddr>().is_ok() || port < 0 {
+            let found = names::resolve_or_say(&self.shard.core.config.host, &host, port);
+            return self.begin_to_try(row, found);
+        }
+        self.lookups.push_back((id, host, port));
+        self.look_up();
+    }
+
+    /// Hands look-ups to the pool of blocking threads, as many as it takes; each that ends makes room for the next.
+    fn look_up(&mut self) {
+        while let Some((id, host, port)) = self.lookups.pop_front() {
+            let (shared, index) = (Arc::clone(&self.shared), self.index);
+            let again = (id, host.clone(), port);
+            let job = Box::new(move || {
+                let found = names::resolve_or_say(&shared.config.host, &host, port);
+                shared.stations[index].commands.push(Command::Resolved { id, found });
+            });
+            if self.shard.core.run_blocking(job).is_err() {
+                return self.lookups.push_front(again);
+            }
+        }
+    }
+
+    pub(super) fn on_resolved(&mut self, id: SocketId, found: Result<Vec<SocketAddr>, String>) {
+        self.look_up();
+        let word = self.shared.ids.look(id).filter(|word| word.shard() == self.index);
+        let row = word.and_then(|word| word.row()).filter(|row| self.has(*row, id));
+        if let Some(row) = row {
+            self.begin_to_try(row, found);
+        }
+    }
+
+    fn begin_to_try(&mut self, row: usize, found: Result<Vec<SocketAddr>, String>) {
+        match found {
+            Ok(mut addresses) => {
+                addresses.reverse();
+                self.sockets[row].rest().addresses = addresses;
+                self.try_next(row, Trouble::SocketLimit);
+            }
+            Err(text) => self.fail(row, Trouble::System(text.into())),
+        }
+    }
+
+    /// Tries the addresses that are left, the last of which is first; `trouble` is what the one before met.
+    fn try_next(&mut self, row: usize, mut trouble: Trouble) {
+        while let Some(address) = self.sockets[row].rest().addresses.last().copied() {
+            match self.try_one(row, address) {
+                Ok(endpoint) => return self.sockets[row].endpoint = Some(endpoint),
+                Err(error) => trouble = Trouble::of(&error),
+            }
+            self.sockets[row].rest().addresses.pop();
+        }
+        self.fail(row, trouble);
+    }
+
+    fn try_one(&self, row: usize, address: SocketAddr) -> io::Result<EndpointId> {
+        let core = &self.shard.core;
+        let socket = core.config.host.stream_socket(Domain::for_address(address))?;
+        socket.probe_idle()?;
+        let stream = Stream::connecting_to(address.into(), Waiter::Tag(self.tag(CONNECT, row)));
+        core.with(|state| state.open(socket, Kind::Stream(stream)))?
+    }
+
+    pub(super) fn on_connect(&mut self, row: usize, event: Done) {
+        match event {
+            Done::Connected => self.on_connected(row),
+            Done::Failed(error) => {
+                if let Some(endpoint) = self.sockets[row].endpoint.take() {
+                    let _ = self.shard.core.with(|state| state.close(endpoint, Close::Abort, Waiter::None));
+                }
+                self.sockets[row].rest().addresses.pop();
+                self.try_next(row, Trouble::of(&io::Error::from(error)));
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connected(&mut self, row: usize) {
+        let Some(address) = self.sockets[row].rest().addresses.last().copied() else { return };
+        self.sockets[row].rest().addresses = Vec::new();
+        self.sockets[row].state = State::Connected;
+        let Socket { id, uid, .. } = self.sockets[row];
+        self.meter(row).begin(id, InfoKind::Tcp, uid, Some(address));
+        self.events.push_back(Event::Open { id, uid, how: Opened::Connected(address.ip()) });
+        self.give_early(row);
+        self.receive(row);
+    }
+}
