@@ -326,3 +326,27 @@ fn a_close_that_does_not_wait_sends_what_the_system_takes_and_ends_in_order() {
         }
     });
 }
+
+#[test]
+fn an_aborted_connection_whose_send_waits_is_a_reset_for_the_peer_and_no_end() {
+    on_typical_backends(|config| {
+        let shard = anabranch::Shard::new(config).unwrap();
+        let (ours, mut theirs) = common::net::std_pair();
+        let connection = shard.adopt_stream(ours).unwrap();
+        shard.send(connection, pattern(16 << 20)).unwrap().unwrap();
+        // The system has taken what it has room for.
+        shard.submit_timeout(Duration::from_millis(20), 1).unwrap();
+        let mut waited = false;
+        while !waited {
+            shard.poll(None, |completion| waited |= completion.tag == 1).unwrap();
+        }
+        shard.submit_close(connection, Close::Abort, 2).unwrap();
+        let mut closed = false;
+        while !closed {
+            shard.poll(None, |completion| closed |= matches!(completion.event, Event::Closed)).unwrap();
+        }
+        let error = theirs.read_to_end(&mut Vec::new()).expect_err("bytes are missing");
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
+        shard.finish().settled().unwrap();
+    });
+}

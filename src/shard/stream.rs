@@ -506,7 +506,11 @@ impl Stream {
         if let Some(token) = self.sending {
             engine.driver.cancel(token);
             // A kernel may not find the send that it shall cancel; this ends it in any case.
-            let _ = core.fd().descriptor().shutdown(std::net::Shutdown::Write);
+            let socket = core.fd().descriptor();
+            let _ = match core.is_aborting() {
+                true => socket.disconnect().or_else(|_| socket.shutdown(std::net::Shutdown::Both)),
+                false => socket.shutdown(std::net::Shutdown::Write),
+            };
             return;
         }
         if !core.is_aborting() {

@@ -364,6 +364,15 @@ impl Descriptor {
         }, simulated => { let _ = flags; simulated.waiting() > 0 })
     }
 
+    /// Breaks a TCP connection off: the peer sees a reset, and sends that wait in the system end.
+    ///
+    /// # Errors
+    ///
+    /// If the socket is of another kind, or the system cannot. (A simulated host finds each send that it shall cancel.)
+    pub(crate) fn disconnect(&self) -> io::Result<()> {
+        on!(self, fd => socket::disconnect(fd), _simulated => Ok(()))
+    }
+
     /// Makes the next close a reset.
     pub(crate) fn set_linger_zero(&self) -> io::Result<()> {
         on!(self, fd => SockRef::from(fd).set_linger(Some(Duration::ZERO)), simulated => simulated.set_linger_zero())

@@ -219,6 +219,17 @@ pub(crate) fn reserve_descriptors(count: usize) {
     }
 }
 
+/// Breaks a TCP connection off, by connecting it to nothing (connect(2), `AF_UNSPEC`).
+pub(crate) fn disconnect(fd: &impl AsFd) -> io::Result<()> {
+    // SAFETY: zeros are a valid `sockaddr`.
+    let mut nothing: libc::sockaddr = unsafe { std::mem::zeroed() };
+    nothing.sa_family = libc::AF_UNSPEC as libc::sa_family_t;
+    let len = size_of::<libc::sockaddr>() as libc::socklen_t;
+    // SAFETY: the descriptor is open, and the address is as long as is said.
+    let done = unsafe { libc::connect(fd.as_fd().as_raw_fd(), &nothing, len) };
+    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Sets whether calls on `fd` block.
 pub(crate) fn set_nonblocking(fd: &impl AsFd, nonblocking: bool) -> io::Result<()> {
     use nix::fcntl::{FcntlArg, OFlag, fcntl};
