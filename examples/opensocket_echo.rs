@@ -7,7 +7,8 @@ mod common;
 use anabranch::block_on;
 use anabranch::event::{Event, OpenSocket, Sockets};
 use clap::Parser;
-use common::{Flags, asked_to_end};
+use common::{Flags, until_asked_to_end};
+use std::future::pending;
 use std::io;
 use std::net::{SocketAddr, UdpSocket};
 
@@ -32,12 +33,12 @@ fn main() -> io::Result<()> {
         sockets.start(LISTENER, listener);
         SocketAddr::new(flags.addr.ip(), bound_port(&sockets, listener, flags.addr.port()))
     };
-    block_on(async {
+    block_on(until_asked_to_end(async {
         if !flags.quiet {
             println!("echoing {} on {bound}", flags.proto);
         }
-        asked_to_end().await
-    })?
+        pending().await
+    }))?
 }
 
 /// The port of a listener, which the system has chosen if 0 was asked for.

@@ -8,8 +8,9 @@ mod common;
 use anabranch::block_on;
 use anabranch::event::{Channel, Event, OpenSocket, SocketId, Sockets};
 use clap::Parser;
-use common::asked_to_end;
+use common::until_asked_to_end;
 use std::collections::HashMap;
+use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::thread;
@@ -39,8 +40,10 @@ fn main() -> io::Result<()> {
     }
     let listener = sockets.listen(0, &flags.addr.ip().to_string(), flags.addr.port(), 256)?;
     let (channel, of_listener) = (channels.register(0), sockets.sockets().clone());
-    threads.push(thread::spawn(move || distribute(&of_listener, listener, &channel, &accepters)));
-    block_on(asked_to_end())??;
+    block_on(until_asked_to_end(async {
+        threads.push(thread::spawn(move || distribute(&of_listener, listener, &channel, &accepters)));
+        pending().await
+    }))??;
     // The channels end with the sockets, and the threads with their channels.
     drop((sockets, channels));
     threads.into_iter().for_each(|thread| thread.join().expect("no thread panics"));

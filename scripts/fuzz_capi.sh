@@ -5,5 +5,7 @@
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 export ANABRANCH_FUZZ_CALLS=${1:-10000000} ANABRANCH_FUZZ_SEED=${2:-1}
-cargo test --release --features capi --test capi_fuzz -- --nocapture random_calls 2>&1 | tee /dev/stderr |
-    grep -q "$ANABRANCH_FUZZ_CALLS calls with seed" || fail "the calls were not all made"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+cargo test --release --features capi --test capi_fuzz -- --nocapture random_calls 2>&1 | tee "$log"
+grep -q "$ANABRANCH_FUZZ_CALLS calls with seed" "$log" || fail "the calls were not all made"
