@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
 # The tests under AddressSanitizer and LeakSanitizer, against the real kernel. Needs a nightly toolchain.
 #
-# usage: scripts/asan.sh [CARGO TEST ARGUMENTS...]     default: --lib --test driver_contract --test stress,
-#        without the tests that take memory away or weigh it, since the sanitizer itself needs much
+# usage: scripts/asan.sh [CARGO TEST ARGUMENTS...]     default: --lib --test driver_contract --test cancel --test close
+#        (of --test stress not the tests that take memory away or weigh it: the sanitizer itself needs much)
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-[ $# -gt 0 ] || set -- --lib --test driver_contract --test stress -- --skip a_pool_that_the_system_has_no_memory_for \
-    --skip clients_that_never_read_cost_bounded_memory
+[ $# -gt 0 ] || set -- --lib --test driver_contract --test cancel --test close
 rustc +nightly -V >/dev/null 2>&1 || not_run "no nightly toolchain (rustup toolchain install nightly)"
 host=$(rustc +nightly -vV | sed -n 's/^host: //p')
 case $host in
