@@ -11,8 +11,8 @@
 //! times, then once in 64 sleeps.
 //!
 //! It also has to be worth it. A spin buys a short way back for one peer that waits for it; where many are talking there is
-//! always some news soon, and sleeping lets it gather. So unless the program asks for spinning, a shard spins only while
-//! what completes is of a few endpoints ([`Company`]).
+//! always some news soon, and sleeping lets it gather, which saves CPU at the price of some latency. So unless the program
+//! asks for spinning, a shard spins only while what completes is of a few endpoints ([`Company`]).
 //!
 //! This file knows neither backend nor clock.
 #![forbid(unsafe_code)]

@@ -1,5 +1,5 @@
 //! Operations that are system calls, made by the wait itself: batches of datagrams, and the ends of sockets. A close by the
-//! ring costs a tenth of a short connection more (an entry and a completion for what is over at once), and a shutdown
+//! ring costs a seventh of a short connection more (an entry and a completion for what is over at once), and a shutdown
 //! goes through one of the kernel's threads.
 #![forbid(unsafe_code)]
 
