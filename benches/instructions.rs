@@ -15,6 +15,7 @@ use std::time::Duration;
 struct Plan {
     surface: String,
     backend: Backend,
+    hardened: bool,
     rounds: usize,
     connections: usize,
     bytes: usize,
@@ -22,8 +23,8 @@ struct Plan {
 
 impl Plan {
     fn from_arguments() -> Result<Plan, String> {
-        let mut plan =
-            Plan { surface: "async".into(), backend: Backend::Auto, rounds: 10, connections: 100, bytes: 32 };
+        let (surface, backend) = ("async".to_owned(), Backend::Auto);
+        let mut plan = Plan { surface, backend, hardened: false, rounds: 10, connections: 100, bytes: 32 };
         let mut arguments = std::env::args().skip(1);
         while let Some(flag) = arguments.next() {
             // What cargo adds says nothing about the plan.
@@ -36,6 +37,9 @@ impl Plan {
                 "--surface" => plan.surface = value,
                 "--backend" if value == "uring" => plan.backend = Backend::Uring,
                 "--backend" if value == "readiness" => plan.backend = Backend::Readiness,
+                "--backend" if value == "hardened" => {
+                    (plan.backend, plan.hardened) = (Backend::Uring, true);
+                }
                 "--rounds" => plan.rounds = number()?,
                 "--connections" => plan.connections = number()?.max(1),
                 "--bytes" => plan.bytes = number()?.max(1),
@@ -48,7 +52,7 @@ impl Plan {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let plan = Plan::from_arguments()?;
-    let config = Config::new().backend(plan.backend);
+    let config = Config::new().backend(plan.backend).hardened(plan.hardened);
     let shard = Shard::new(config)?;
     let messages = match plan.surface.as_str() {
         "completion" => run_completion(&shard, &plan)?,

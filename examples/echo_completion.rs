@@ -57,11 +57,12 @@ fn main() -> io::Result<()> {
 /// Begins to listen; gives the bound address.
 fn listen(shard: &Shard, flags: &Flags) -> io::Result<SocketAddr> {
     let endpoint = if flags.proto == "udp" {
-        let socket = shard.bind_udp(flags.addr, true)?;
+        let socket = shard.bind_udp(flags.addr, flags.shards > 1)?;
         shard.submit_recv_from_multi(socket, DATAGRAM)?;
         socket
     } else {
-        let listener = shard.listen_shared(flags.addr)?;
+        let listener =
+            if flags.shards > 1 { shard.listen_shared(flags.addr)? } else { shard.listen(flags.addr)? };
         shard.submit_accept_multi(listener, ACCEPT)?;
         listener
     };

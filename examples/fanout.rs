@@ -43,9 +43,6 @@ struct Flags {
     /// Bytes of a message.
     #[arg(long, default_value_t = 32, value_parser = clap::value_parser!(u64).range(1..=16384))]
     size: u64,
-    /// Send each message by itself, also if several were received together.
-    #[arg(long)]
-    each: bool,
     /// Futures, or submissions and a poll.
     #[arg(long, default_value = "async")]
     surface: Surface,
@@ -118,12 +115,7 @@ impl Room {
             return;
         }
         let mut messages = received.split_to(count * size).freeze();
-        while self.flags.each && messages.len() > size {
-            let delivered = self.members.send(messages.split_to(size));
-            report(&delivered);
-        }
-        let count = messages.len() / size;
-        report(&self.members.send_joined(messages, count as u32));
+        report(&self.members.send_all((0..count).map(|_| messages.split_to(size))));
     }
 }
 

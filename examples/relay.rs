@@ -83,10 +83,13 @@ async fn serve(flags: Flags, statistics: Rc<Statistics>) -> io::Result<()> {
         "splice" => RelayBy::Splice,
         _ => RelayBy::Auto,
     };
-    let asked = Signal::new(SignalKind::User1)?;
+    // Not every system has it.
+    let asked = Signal::new(SignalKind::User1).ok();
     let listener = TcpListener::bind(flags.listen).await?;
     println!("relaying to {} on {}", flags.to, listener.local_addr()?);
-    spawn(tell_when_asked(asked, Rc::clone(&statistics))).detach();
+    if let Some(asked) = asked {
+        spawn(tell_when_asked(asked, Rc::clone(&statistics))).detach();
+    }
     loop {
         while statistics.open.get() >= flags.connections {
             anabranch::sleep(Duration::from_millis(10)).await;

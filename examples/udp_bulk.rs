@@ -9,8 +9,6 @@ use anabranch::{Backend, Capability, Config, Shard, sleep, spawn, timeout};
 use bytes::Bytes;
 use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
-use nix::sys::resource::{UsageWho, getrusage};
-use nix::sys::time::TimeValLike;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -159,11 +157,20 @@ impl Meter {
 }
 
 /// The processor time of this process, the kernel's part included.
+#[cfg(unix)]
 fn processor() -> Duration {
+    use nix::sys::resource::{UsageWho, getrusage};
+    use nix::sys::time::TimeValLike;
     getrusage(UsageWho::RUSAGE_SELF).map_or(Duration::ZERO, |usage| {
         let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();
         Duration::from_micros(u64::try_from(microseconds).unwrap_or(0))
     })
+}
+
+/// The processor time of this process, which the standard library does not tell.
+#[cfg(not(unix))]
+fn processor() -> Duration {
+    Duration::ZERO
 }
 
 /// A bar on a terminal; elsewhere it shows nothing.

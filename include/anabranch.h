@@ -6,7 +6,8 @@
  * Rules for all functions:
  *  - Objects are named by numbers, never by pointers. A number that names nothing is refused with EBADF.
  *  - A function that fails gives -1 (or 0 where it gives a number of an object) and leaves the reason in errno.
- *  - What is passed in is copied before the function returns. What is passed to a callback, or given by a poll, is lent.
+ *  - What is passed in is copied before the function returns. What is passed to a callback, or given by a poll, is lent,
+ *    except by anabranch_os_run_owning.
  *  - A callback must not throw, longjmp, or end its thread.
  *  - No function raises SIGPIPE.
  *
@@ -37,7 +38,7 @@ enum {
     ANABRANCH_OS_WARNING = 6  /* size KiB wait to be sent; 0 when all has left */
 };
 
-/* An event. Lent until the callback returns. */
+/* An event. Lent until the callback returns, unless it is said otherwise where it is run. */
 typedef struct anabranch_os_message {
     int type;
     int fd;
@@ -71,6 +72,10 @@ uint64_t anabranch_os_new(void);
 uint64_t anabranch_os_new_with(int shards, int backend);
 /* Starts it. The callback is called on its thread (with several: from each of them), one event at a time per thread. */
 int anabranch_os_run(uint64_t os, anabranch_os_callback callback, void *user);
+/* The same, but what is at data of a message, and the address behind it, comes from malloc and is the callback's to free.
+ * A connection that brings payloads of 8.5 KiB and more receives straight into such memory, 17 KiB at a time; whatever fills
+ * less than half of that, and each datagram, is copied, so that no payload holds more than twice the memory it needs. */
+int anabranch_os_run_owning(uint64_t os, anabranch_os_callback callback, void *user);
 /* Ends it: closes every socket and waits for its threads. No callback runs once this has returned. (Called from inside
  * the callback it cannot wait for that one; it ends when it returns.) */
 int anabranch_os_free(uint64_t os);

@@ -1,7 +1,9 @@
 // OpenSocket over anabranch: the class of the original, both generations of its calls, in C++11.
 //
 // Ownership. The callback owns each message it gets and deletes it once; `buffer_` comes from malloc, and a program that
-// takes it (by setting it to NULL) calls free. What is given to a send is copied before the call returns.
+// takes it (by setting it to NULL) calls free. A connection that brings messages of 8.5 KiB and more receives
+// straight into such buffers, of 17 KiB each; smaller messages and datagrams are copied, so that no message holds more
+// than twice the memory it needs. What is given to a send is copied before the call returns.
 //
 // Threads. Every call may be made from any thread, also from the callback, also before `run`; calls of one thread act in
 // their order. The callback runs on the library's thread, one message at a time. The destructor closes all sockets and
@@ -102,7 +104,7 @@ public:
     // Starts the thread. False if it runs already, or without a callback.
     bool run(void (*callback)(const Msg*))
     {
-        return callback && anabranch_os_run(os_, onMessage, reinterpret_cast<void*>(callback)) == 0;
+        return callback && anabranch_os_run_owning(os_, onMessage, reinterpret_cast<void*>(callback)) == 0;
     }
 
     int send(int fd, const void* buffer, int size) { return anabranch_os_send(os_, fd, buffer, size); }
@@ -211,27 +213,18 @@ private:
         return !address.empty() && address.size() >= (address[0] == 1 ? 7u : 19u);
     }
 
-    // Turns a lent message into one of the program's. What it throws ends the program, as on any thread.
-    static void onMessage(void* callback, const anabranch_os_message* lent) noexcept
+    // Makes a message of the program's. What it throws ends the program, as on any thread.
+    static void onMessage(void* callback, const anabranch_os_message* event) noexcept
     {
         Msg* msg = new Msg;
-        msg->type_ = static_cast<EMsgType>(lent->type);
-        msg->fd_ = lent->fd;
-        msg->uid_ = lent->uid;
-        msg->ud_ = lent->ud;
-        msg->size_ = lent->size;
-        if (lent->data)
-        {
-            // One byte at least, so that an empty datagram has a buffer too.
-            msg->buffer_ = static_cast<char*>(malloc(lent->size + lent->option_size + 1));
-            if (!msg->buffer_) abort();
-            memcpy(msg->buffer_, lent->data, lent->size);
-            if (lent->option)
-            {
-                msg->option_ = msg->buffer_ + lent->size;
-                memcpy(msg->option_, lent->option, lent->option_size);
-            }
-        }
+        msg->type_ = static_cast<EMsgType>(event->type);
+        msg->fd_ = event->fd;
+        msg->uid_ = event->uid;
+        msg->ud_ = event->ud;
+        msg->size_ = event->size;
+        // The class is run as an owner, so both come from malloc.
+        msg->buffer_ = const_cast<char*>(event->data);
+        msg->option_ = const_cast<char*>(event->option);
         reinterpret_cast<void (*)(const Msg*)>(callback)(msg);
     }
 

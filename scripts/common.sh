@@ -57,16 +57,32 @@ serves_within() {
 }
 
 # serve MS COMMAND... : starts the echo command with an address of its own, asks it once, ends it. What the
-# server printed is in the file `$served`.
+# server printed is in the file `$served`, how long the first echo took in `$waited_ms`, its exit code in `$ended`.
 serve() {
-    local within=$1 port server ok=0
+    local port server ok=0
+    start_serving "$@" || ok=1
+    kill "$server" 2>/dev/null || ok=1
+    ended=0
+    wait "$server" 2>/dev/null || ended=$?
+    return "$ok"
+}
+
+# The same, but the server stays; its number is in `$server`.
+start_serving() {
+    local within=$1 began
     shift
     port=$(free_port)
     served=${served:-$(mktemp)}
+    began=$(date +%s%3N)
     "$@" --addr "127.0.0.1:$port" --proto tcp >"$served" 2>&1 &
     server=$!
-    serves_within "$port" "$within" || ok=1
-    kill "$server" 2>/dev/null || ok=1
-    wait "$server" 2>/dev/null || true
-    return "$ok"
+    serves_within "$port" "$within" || return 1
+    waited_ms=$(($(date +%s%3N) - began))
+}
+
+# The C compiler's program of scripts/NAME.c; its path is in `$compiled`.
+compile() {
+    mkdir -p "$target"
+    compiled=$(cd "$target" && pwd)/$1
+    cc -O2 -Wall -Wextra "${@:2}" -o "$compiled" "scripts/$1.c"
 }

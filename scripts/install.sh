@@ -20,5 +20,7 @@ install -m 644 "$built/libanabranch.a" "$prefix/lib"
 install -m 755 "$built/libanabranch.so" "$prefix/lib"
 fill() { sed -e "s|@PREFIX@|$prefix|g; s|@VERSION@|$version|g" "$1" >"$2"; }
 fill packaging/anabranch.pc.in "$prefix/lib/pkgconfig/anabranch.pc"
-fill packaging/anabranch-config.cmake.in "$prefix/lib/cmake/anabranch/anabranch-config.cmake"
+for file in anabranch-config anabranch-config-version; do
+    fill "packaging/$file.cmake.in" "$prefix/lib/cmake/anabranch/$file.cmake"
+done
 say "installed anabranch $version in $prefix"

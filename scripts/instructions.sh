@@ -6,7 +6,7 @@
 #
 # usage: scripts/instructions.sh [--top] [--messages N] [--connections N] [--bytes N] [SURFACE@BACKEND...]
 #        --top: also the 15 functions with most instructions of their own, per message
-#        default: 20000 messages, 100 connections, 32 bytes; completion and async on uring and readiness
+#        default: 20000 messages, 100 connections, 32 bytes; completion and async on uring and readiness; a backend is uring, hardened or readiness
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
 top=0 messages=20000 connections=100 bytes=32 cells=()

@@ -15,18 +15,21 @@ use std::time::Duration;
 
 /// Which backend a shard shall use.
 ///
-/// The environment variable `ANABRANCH_BACKEND` (`auto`, `uring` or `readiness`) overrides it. It is read
+/// The environment variable `ANABRANCH_BACKEND` (`auto`, `uring`, `readiness` or `iocp`) overrides it. It is read
 /// before any io_uring system call, because some container filters kill a process that makes one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Backend {
-    /// io_uring where the kernel has it and allows it, else readiness. The report says which and why.
+    /// io_uring where the kernel has it, with shared receive buffers (Linux 5.19), and allows it, else readiness; completion
+    /// ports on Windows. The report says which and why.
     #[default]
     Auto,
     /// io_uring or an error that says what to do.
     Uring,
     /// Completions emulated over epoll, kqueue or poll. Makes no io_uring system call at all.
     Readiness,
+    /// The I/O completion ports of Windows, or an error.
+    Iocp,
 }
 
 impl fmt::Display for Backend {
@@ -35,6 +38,7 @@ impl fmt::Display for Backend {
             Backend::Auto => "auto",
             Backend::Uring => "uring",
             Backend::Readiness => "readiness",
+            Backend::Iocp => "iocp",
         })
     }
 }
@@ -47,7 +51,10 @@ impl FromStr for Backend {
             "auto" => Ok(Backend::Auto),
             "uring" => Ok(Backend::Uring),
             "readiness" => Ok(Backend::Readiness),
-            other => Err(format!("no backend is called {other:?}; there are auto, uring and readiness")),
+            "iocp" => Ok(Backend::Iocp),
+            other => {
+                Err(format!("no backend is called {other:?}; there are auto, uring, readiness and iocp"))
+            }
         }
     }
 }
@@ -94,6 +101,9 @@ impl Spin {
         }
     }
 }
+
+/// Bytes of a buffer that lies apart.
+pub(crate) const APART_BYTES: usize = 17 * 1024;
 
 /// Every bound of a shard. All are on by default; counts and bytes are per shard unless the name or the text
 /// says otherwise.
@@ -237,6 +247,13 @@ impl Limits {
         Ok(())
     }
 
+    /// How many buffers that lie apart there may be, and bytes of each: as many bytes in all as the others have. With
+    /// 16 KiB there is room for a little more, so that a receive sees that it got everything.
+    pub(crate) fn apart_buffers(&self) -> (usize, usize) {
+        let count = self.buffers.saturating_mul(self.buffer_bytes) / APART_BYTES;
+        (count.clamp(1, BUFFERS_MAX), APART_BYTES)
+    }
+
     /// How many buffers of how many bytes streams have where a receive takes a whole one.
     pub(crate) fn cut_buffers(&self) -> (usize, usize) {
         const BYTES_MAX: usize = 16 * 1024;
@@ -305,8 +322,17 @@ pub struct Config {
     pub spin: Spin,
     /// Overwrite each receive buffer with zeros when it comes home.
     pub zero_on_return: bool,
+    /// A ring takes only the operations that this crate asks of it; whatever else is put into it, say by a program that
+    /// was taken over and writes to its memory, ends with `EACCES`. There is never a ring that is not restricted then:
+    /// where the kernel refuses that, [`Backend::Uring`] is an error of the kind `Unsupported`, and [`Backend::Auto`]
+    /// takes readiness. Readiness has no ring and needs no restriction.
+    /// [`BackendReport::hardened`](crate::BackendReport::hardened) says what came of it.
+    pub hardened: bool,
     /// The bounds.
     pub limits: Limits,
+    /// Streams that bring much at once receive into buffers that lie apart, of 17 KiB each, so that what was received can
+    /// be given to the program for good.
+    pub(crate) gives_buffers: bool,
     pub(crate) without: Capabilities,
     pub(crate) script: Option<Script>,
     /// The machine that the shard lives on.
@@ -362,6 +388,19 @@ impl Config {
         self
     }
 
+    /// Sets [`hardened`](Self::hardened).
+    pub fn hardened(mut self, hardened: bool) -> Config {
+        self.hardened = hardened;
+        self
+    }
+
+    /// Sets that large receive buffers can be given away.
+    #[cfg(feature = "capi")]
+    pub(crate) fn gives_buffers(mut self) -> Config {
+        self.gives_buffers = true;
+        self
+    }
+
     /// Acts as if the kernel lacked `capability`, so that its emulation is used. For tests, and for kernels on
     /// which a feature is known to be broken. May be called for several.
     pub fn without(mut self, capability: Capability) -> Config {
@@ -390,6 +429,7 @@ impl fmt::Debug for Config {
             .field("backend", &self.backend)
             .field("ring_entries", &self.ring_entries)
             .field("spin", &self.spin)
+            .field("hardened", &self.hardened)
             .field("without", &self.without)
             .field("limits", &self.limits)
             .finish_non_exhaustive()
@@ -402,10 +442,10 @@ mod tests {
 
     #[test]
     fn backends_are_read_as_they_are_written() {
-        for backend in [Backend::Auto, Backend::Uring, Backend::Readiness] {
+        for backend in [Backend::Auto, Backend::Uring, Backend::Readiness, Backend::Iocp] {
             assert_eq!(backend.to_string().parse(), Ok(backend));
         }
-        assert!("epol".parse::<Backend>().unwrap_err().contains("auto, uring and readiness"));
+        assert!("epol".parse::<Backend>().unwrap_err().contains("auto, uring, readiness and iocp"));
     }
 
     #[test]

@@ -30,7 +30,7 @@ impl Error {
         if number == crate::driver::sys::CANCELED {
             Error::Canceled
         } else {
-            Error::Io(io::Error::from_raw_os_error(number))
+            Error::Io(io::Error::from_raw_os_error(crate::driver::sys::os::as_told(number)))
         }
     }
 

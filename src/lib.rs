@@ -1,9 +1,20 @@
 #![doc = include_str!("../README.md")]
 #![cfg_attr(docsrs, feature(doc_cfg))]
+#![cfg_attr(
+    not(target_os = "linux"),
+    allow(
+        dead_code,
+        unused_imports,
+        reason = "what only rings use; Linux is where the unused is looked for"
+    )
+)]
+
+#[cfg(all(feature = "sim", not(unix)))]
+compile_error!("simulations run on Unix");
 
 mod api;
 pub mod buf;
-#[cfg(feature = "capi")]
+#[cfg(all(feature = "capi", unix))]
 pub mod capi;
 mod config;
 mod counters;

@@ -130,6 +130,8 @@ pub enum BackendKind {
     Uring,
     /// Completions emulated over epoll, kqueue or poll.
     Readiness,
+    /// I/O completion ports.
+    Iocp,
     /// The scripted backend for tests.
     Script,
     /// A host of a simulation (feature `sim`).
@@ -141,6 +143,7 @@ impl fmt::Display for BackendKind {
         f.write_str(match self {
             BackendKind::Uring => "uring",
             BackendKind::Readiness => "readiness",
+            BackendKind::Iocp => "iocp",
             BackendKind::Script => "script",
             BackendKind::Simulated => "simulated",
         })
@@ -149,7 +152,7 @@ impl fmt::Display for BackendKind {
 
 /// Which backend a shard has, why, what was tried on the way, and what it can do.
 ///
-/// Printed it takes five lines.
+/// Printed it takes five lines, and a sixth where [`Config::hardened`](crate::Config::hardened) was asked for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub struct BackendReport {
@@ -163,6 +166,8 @@ pub struct BackendReport {
     pub capabilities: Capabilities,
     /// What is emulated, and why. Grows when the kernel refuses something later on.
     pub lowered: Vec<(Capability, String)>,
+    /// What the ring is restricted to, or why there is nothing to restrict; `None` if nobody asked for it.
+    pub hardened: Option<String>,
 }
 
 impl fmt::Display for BackendReport {
@@ -173,7 +178,8 @@ impl fmt::Display for BackendReport {
         writeln!(f, "reason   {}", self.reason)?;
         writeln!(f, "ladder   {}", or_dash(self.ladder.join("; ")))?;
         writeln!(f, "uses     {}", self.capabilities)?;
-        write!(f, "emulates {}", or_dash(lowered.join(", ")))
+        write!(f, "emulates {}", or_dash(lowered.join(", ")))?;
+        self.hardened.iter().try_for_each(|hardened| write!(f, "\nhardened {hardened}"))
     }
 }
 
@@ -185,16 +191,19 @@ mod tests {
     fn a_report_has_five_lines_and_names_what_is_emulated() {
         let mut capabilities = Capabilities::default();
         capabilities.insert(Capability::BufferRing);
-        let report = BackendReport {
+        let mut report = BackendReport {
             backend: BackendKind::Uring,
             reason: "asked for".into(),
             ladder: vec!["1024 entries: ok".into()],
             capabilities,
             lowered: vec![(Capability::ZeroCopySend, "masked".into())],
+            hardened: None,
         };
         let text = report.to_string();
         assert_eq!(text.lines().count(), 5);
         assert!(text.contains("buffer-ring") && text.contains("zero-copy-send (masked)"));
+        report.hardened = Some("takes recv, send".into());
+        assert_eq!(report.to_string(), format!("{text}\nhardened takes recv, send"));
     }
 
     #[test]

@@ -90,14 +90,27 @@ unsafe extern "C" fn on_message(user: *mut c_void, message: *const Message) {
     }
 }
 
+unsafe extern "C" {
+    fn free(memory: *mut c_void);
+}
+
+/// The same, which owns what it gets.
+unsafe extern "C" fn on_message_owned(user: *mut c_void, message: *const Message) {
+    // SAFETY: as there; what is at `data` is ours from now on, and came from `malloc` (or is null).
+    unsafe {
+        on_message(user, message);
+        free((*message).data.cast_mut().cast());
+    }
+}
+
 /// One call of the event facade.
 fn call_os(chance: &mut Chance, all: &mut Vec<u64>, last: &mut i32) {
     let os = match chance.below(30) {
         0 => chance.next(),
         _ => all.last().copied().unwrap_or(0),
     };
-    let (id, uid, data) = (chance.id(*last), chance.below(5) as usize, [7_u8; 3000]);
-    let size = chance.one_of(&[0, 1, 10, 3000, -1]);
+    let (id, uid, data) = (chance.id(*last), chance.below(5) as usize, [7_u8; 20_000]);
+    let size = chance.one_of(&[0, 1, 10, 3000, 20_000, -1]);
     let blob = chance.one_of(&[[1_u8; 19], [2; 19], [0; 19], [77; 19]]);
     let port = chance.one_of(&[0, 0, 0, 1, -1, 70_000]);
     let mut room: [MaybeUninit<Information>; 8] = [const { MaybeUninit::uninit() }; 8];
@@ -133,7 +146,13 @@ fn call_os(chance: &mut Chance, all: &mut Vec<u64>, last: &mut i32) {
         assert_ne!(os, 0);
         if chance.below(10) > 0 {
             // SAFETY: the callback takes a number.
-            assert_eq!(unsafe { anabranch_os_run(os, Some(on_message), os as usize as *mut c_void) }, 0);
+            let ran = unsafe {
+                match chance.below(2) {
+                    0 => anabranch_os_run(os, Some(on_message), os as usize as *mut c_void),
+                    _ => anabranch_os_run_owning(os, Some(on_message_owned), os as usize as *mut c_void),
+                }
+            };
+            assert_eq!(ran, 0);
         }
         *last = 0;
         all.push(os);

@@ -4,7 +4,7 @@
 mod common;
 
 use anabranch::{Close, Error, Event, Shard};
-use common::net::{Driven, anywhere, on_typical_backends, pattern, reset, std_pair};
+use common::net::{Driven, anywhere, nobody, on_typical_backends, pattern, reset, std_pair};
 use common::{on, on_every_backend, peer, real_backends};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -58,8 +58,12 @@ fn single_receives_take_what_comes_in_order() {
         assert_eq!(got, pattern(5000));
         reset(theirs);
         driven.shard.submit_recv(id, 1).unwrap();
-        let Event::Failed(Error::Io(error)) = driven.end_of(1) else { panic!("{:?}", driven.events) };
-        assert_eq!(error.kind(), ErrorKind::ConnectionReset);
+        match driven.end_of(1) {
+            Event::Failed(Error::Io(error)) => assert_eq!(error.kind(), ErrorKind::ConnectionReset),
+            // It forgets some resets.
+            Event::End if common::is_wine() => {}
+            _ => panic!("{:?}", driven.events),
+        }
         driven.finish();
     });
 }
@@ -172,7 +176,7 @@ fn a_standing_accept_on_a_queue_that_is_closed_at_once_still_ends_last() {
 fn a_connect_that_is_refused_fails_with_everything_queued_on_it() {
     on_every_backend(|config| {
         let mut driven = Driven::new(config);
-        let gone = peer::TcpListener::bind(anywhere()).unwrap().local_addr().unwrap();
+        let gone = nobody();
         let id = driven.shard.submit_connect(gone, 1).unwrap();
         assert!(matches!(driven.shard.submit_send(id, "never", 2), Ok(Ok(()))));
         driven.shard.submit_shutdown(id, Shutdown::Write, 3).unwrap();
@@ -343,6 +347,8 @@ fn a_listener_without_room_for_endpoints_fails_an_accept_and_goes_on() {
     });
 }
 
+// Not on Windows: sockets cannot share a port there.
+#[cfg(unix)]
 #[test]
 fn shared_listeners_of_two_shards_both_accept() {
     on_typical_backends(|config| {

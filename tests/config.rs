@@ -23,6 +23,8 @@ fn told(test: &str, value: &str) -> String {
     line.unwrap_or_else(|| panic!("the child said nothing: {said}")).1.to_owned()
 }
 
+// Not on Windows: it has one backend.
+#[cfg(unix)]
 #[test]
 fn the_environment_overrides_the_configuration() {
     if is_child() {
@@ -81,6 +83,57 @@ fn a_masked_capability_is_reported_as_emulated() {
         assert!(!report.capabilities.has(capability), "{report}");
         assert!(report.lowered.iter().any(|(lowered, _)| *lowered == capability), "{report}");
     }
+}
+
+#[test]
+fn a_ring_without_shared_buffers_is_taken_only_if_asked_for() {
+    if !has_uring() || std::env::var_os("ANABRANCH_BACKEND").is_some() {
+        return;
+    }
+    // What a kernel before Linux 5.19 lacks.
+    let old = Config::new().without(Capability::BufferRing);
+    let report = Shard::new(old.clone()).unwrap().report();
+    assert_eq!(report.backend, BackendKind::Readiness, "{report}");
+    assert!(report.reason.contains("5.19") && report.reason.contains("Backend::Uring"), "{report}");
+    assert!(report.ladder.len() >= 2, "the ring that was tried and what was taken: {report}");
+    let asked_for = Shard::new(old.backend(Backend::Uring)).unwrap().report();
+    assert_eq!(asked_for.backend, BackendKind::Uring, "{asked_for}");
+}
+
+#[test]
+fn a_hardened_ring_echoes_and_the_report_says_what_it_takes() {
+    on_real_backends(|config| {
+        let shard = Shard::new(config.hardened(true)).unwrap();
+        let report = shard.report();
+        let said = report.hardened.as_deref().expect("it was asked for");
+        let words = if report.backend == BackendKind::Uring {
+            ["recv ", "accept ", "EACCES"]
+        } else {
+            ["no ring", "nothing", "restrict"]
+        };
+        assert!(words.iter().all(|word| said.contains(word)), "{report}");
+        assert!(!said.contains("nop") && report.to_string().ends_with(said), "{report}");
+        shard.block_on(async {
+            let (mut ours, mut theirs) = common::net::pair().await;
+            ours.send("through the ring").await.unwrap();
+            assert_eq!(theirs.recv_exact(16).await.unwrap(), "through the ring");
+        });
+        shard.finish().settled().unwrap();
+    });
+    assert_eq!(Shard::new(Config::new()).unwrap().report().hardened, None);
+}
+
+#[test]
+fn a_hardened_ring_may_have_a_kernel_thread_that_submits() {
+    if !has_uring() {
+        return;
+    }
+    let config = Config::new().backend(Backend::Uring).hardened(true);
+    common::net::check(config.submission_polling(std::time::Duration::from_millis(20)), async {
+        let (mut ours, mut theirs) = common::net::pair().await;
+        ours.send("by another thread").await.unwrap();
+        assert_eq!(theirs.recv_exact(17).await.unwrap(), "by another thread");
+    });
 }
 
 #[test]

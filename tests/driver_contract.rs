@@ -19,6 +19,8 @@ mod ownership;
 mod receive;
 #[path = "driver_contract/rig.rs"]
 mod rig;
+// Not on Windows: it has no splices.
+#[cfg(unix)]
 #[path = "driver_contract/splice.rs"]
 mod splice;
 #[path = "driver_contract/streams.rs"]

@@ -1,18 +1,19 @@
 //! Groups of shards: shared listeners, balance, threads.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod common;
 
-use anabranch::net::{TcpListener, UdpSocket};
+use anabranch::net::TcpListener;
+#[cfg(unix)]
+use anabranch::net::UdpSocket;
 use anabranch::{
     Context, Counters, Distribution, Pinning, Runtime, ShardEnd, current, sleep, spawn, yield_now,
 };
 use common::net::{anywhere, on_real_backends};
-use nix::sched::{CpuSet, sched_getaffinity};
-use nix::unistd::Pid;
 use std::collections::HashSet;
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -20,8 +21,14 @@ use std::time::{Duration, Instant};
 const SHARDS: usize = 4;
 
 /// Tells each client which shard serves it, and keeps the connection until the client ends.
-async fn serve(context: Context, distribution: Distribution, late: Duration) -> io::Result<()> {
+async fn serve(
+    context: Context,
+    distribution: Distribution,
+    late: Duration,
+    listening: Arc<AtomicUsize>,
+) -> io::Result<()> {
     let listener = TcpListener::bind_group(&context, anywhere(), distribution)?;
+    listening.fetch_add(1, Ordering::SeqCst);
     // While the loop stands still connections queue up in the kernel and come all at once.
     thread::sleep(late);
     loop {
@@ -44,10 +51,12 @@ struct Group {
 
 impl Group {
     fn start(config: anabranch::Config, distribution: Distribution, late: Duration) -> Group {
+        let listening = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&listening);
         let runtime = Runtime::builder()
             .shards(SHARDS)
             .config(config)
-            .start(move |context| serve(context, distribution, late))
+            .start(move |context| serve(context, distribution, late, Arc::clone(&counted)))
             .unwrap();
         let address = loop {
             match runtime.shared_listener(anywhere()) {
@@ -56,8 +65,8 @@ impl Group {
             }
         };
         // Every shard has to listen, or the first connections come to those that do.
-        if late.is_zero() {
-            thread::sleep(Duration::from_millis(30));
+        while late.is_zero() && listening.load(Ordering::SeqCst) < SHARDS {
+            thread::yield_now();
         }
         Group { runtime, address, clients: Vec::new() }
     }
@@ -162,6 +171,8 @@ fn one_acceptor_hands_over_what_the_others_serve() {
     });
 }
 
+// Not on Windows: its listeners cannot share a port.
+#[cfg(unix)]
 #[test]
 fn by_the_kernels_choice_nothing_is_handed_over() {
     on_real_backends(|config| {
@@ -200,6 +211,8 @@ fn all_shards_of_a_group_listen_on_one_port() {
     });
 }
 
+// Not on Windows: its datagram sockets cannot share a port.
+#[cfg(unix)]
 #[test]
 fn datagram_sockets_of_a_group_share_a_port_and_a_sender_stays_with_its_shard() {
     on_real_backends(|config| {
@@ -260,9 +273,31 @@ fn hooks_run_on_threads_with_names() {
     }
 }
 
+/// The processors that this thread may run on.
+#[cfg(unix)]
 fn own_processors() -> Vec<usize> {
+    use nix::sched::{CpuSet, sched_getaffinity};
+    use nix::unistd::Pid;
     let set = sched_getaffinity(Pid::from_raw(0)).unwrap();
     (0..CpuSet::count()).filter(|cpu| set.is_set(*cpu).unwrap()).collect()
+}
+
+/// The processors that this thread may run on.
+#[cfg(windows)]
+#[allow(unsafe_code, reason = "the standard library does not tell")]
+fn own_processors() -> Vec<usize> {
+    use windows_sys::Win32::System::Threading::{
+        GetCurrentProcess, GetCurrentThread, GetProcessAffinityMask, SetThreadAffinityMask,
+    };
+    let (mut all, mut online) = (0, 0);
+    // SAFETY: plain system calls on this thread, which is given back what it had.
+    let mask = unsafe {
+        assert!(GetProcessAffinityMask(GetCurrentProcess(), &mut all, &mut online) != 0);
+        let own = SetThreadAffinityMask(GetCurrentThread(), all);
+        SetThreadAffinityMask(GetCurrentThread(), own);
+        own
+    };
+    (0..usize::BITS as usize).filter(|cpu| mask >> cpu & 1 != 0).collect()
 }
 
 #[test]

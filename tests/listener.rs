@@ -4,14 +4,21 @@
 mod common;
 
 use anabranch::net::{TcpListener, TcpStream};
-use anabranch::{Config, Warning, sleep, spawn, timeout};
-use common::net::{alone, anywhere, check, counted, on_real_backends, on_typical_backends};
+#[cfg(unix)]
+use anabranch::{Config, Warning};
+use anabranch::{sleep, spawn, timeout};
+#[cfg(unix)]
+use common::net::{alone, on_real_backends};
+use common::net::{anywhere, check, counted, on_typical_backends};
 use common::{on_every_backend, peer};
 use std::cell::Cell;
 use std::io::ErrorKind;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(unix)]
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 use std::time::Duration;
 
 #[test]
@@ -45,12 +52,32 @@ fn a_listener_of_the_standard_library_is_taken_in() {
 }
 
 #[test]
-fn an_address_that_is_taken_is_refused() {
+fn a_closed_listener_refuses_connections_at_once() {
+    on_typical_backends(|config| {
+        check(config, async {
+            for _ in 0..50 {
+                let listener = TcpListener::bind(anywhere()).await.unwrap();
+                let address = listener.local_addr().unwrap();
+                let _peer = peer::TcpStream::connect(address).unwrap();
+                let _ours = listener.accept().await.unwrap();
+                listener.close().await;
+                let late = peer::TcpStream::connect(address).map(drop);
+                assert_eq!(late.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+            }
+        });
+    });
+}
+
+#[test]
+fn an_address_that_is_taken_or_elsewhere_is_refused() {
     on_typical_backends(|config| {
         check(config, async {
             let listener = TcpListener::bind(anywhere()).await.unwrap();
             let again = TcpListener::bind(listener.local_addr().unwrap()).await;
             assert_eq!(again.unwrap_err().kind(), ErrorKind::AddrInUse);
+            // Addresses for documentation are nobody's.
+            let elsewhere = TcpListener::bind("192.0.2.1:0").await;
+            assert_eq!(elsewhere.unwrap_err().kind(), ErrorKind::AddrNotAvailable);
         });
     });
 }
@@ -172,6 +199,7 @@ fn with_a_full_table_of_endpoints_accepts_wait_for_room() {
 }
 
 /// Leaves `free` descriptors to the process.
+#[cfg(unix)]
 fn leave_descriptors(free: usize) -> Vec<std::fs::File> {
     let mut held = Vec::new();
     while let Ok(file) = std::fs::File::open("/dev/null") {
@@ -181,6 +209,8 @@ fn leave_descriptors(free: usize) -> Vec<std::fs::File> {
     held
 }
 
+// Not on Windows: its table of handles has no limit that could be lowered.
+#[cfg(unix)]
 #[test]
 fn without_descriptors_a_listener_pauses_warns_once_and_recovers() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -192,6 +222,7 @@ fn without_descriptors_a_listener_pauses_warns_once_and_recovers() {
     });
 }
 
+#[cfg(unix)]
 fn starve(config: Config) {
     let warnings = Arc::new(AtomicUsize::new(0));
     let seen = Arc::clone(&warnings);

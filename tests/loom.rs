@@ -8,6 +8,8 @@
 //! written; each time a model failed. Loom has one blind spot to know about: it does not order a plain store
 //! after a read-modify-write that it must follow, so a `swap` that changes nothing can hide a later store and
 //! raise a false alarm. An exchange that fails writes nothing and is modelled right.
+// Not on Windows: the models know no system.
+#![cfg(unix)]
 #![forbid(unsafe_code)]
 
 use loom::thread;

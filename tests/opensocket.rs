@@ -152,9 +152,7 @@ fn calls_before_run_wait_for_it_and_are_done_in_order() {
 fn destruction_with_a_thousand_open_sockets_is_followed_by_no_callback() {
     // Two sockets of the instance for the first half, one for the second.
     const CONNECTIONS: usize = 700;
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(8192), hard).unwrap();
+    common::net::raise_descriptors();
     on_each_backend(|backend| {
         let sockets = new(backend);
         let alive = Arc::new(AtomicBool::new(true));
@@ -537,5 +535,168 @@ fn a_slow_reader_gets_everything_in_order_and_the_close_comes_last() {
         let close = wait(&events, |event| event.kind == 'C');
         assert!(close.uid == 3 || close.uid == 5);
         assert!(sockets.send(id, "gone").is_err());
+    });
+}
+
+#[test]
+fn datagrams_that_wait_are_counted_and_warned_of() {
+    const DATAGRAMS: usize = 20_000;
+    on_each_backend(|backend| {
+        let sockets = new(backend);
+        let to = UdpSocket::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        sockets.udp(1, "127.0.0.1", to.port()).unwrap();
+        let from = sockets.udp(2, "127.0.0.1", 0).unwrap();
+        let (sender, events) = mpsc::channel();
+        let (note, noted) = mpsc::channel();
+        let mut looked = false;
+        sockets
+            .run(move |sockets, event| {
+                let give =
+                    |count| (0..count).for_each(|_| sockets.udp_send(from, to, vec![7; 1000]).unwrap());
+                let pending =
+                    || sockets.socket_info().iter().find(|info| info.id == from).unwrap().pending_bytes;
+                match &event {
+                    Event::Close { uid: 77, .. } => {
+                        give(DATAGRAMS);
+                        // Nothing waited before, so the system could have taken them at once.
+                        note.send(pending()).unwrap();
+                    }
+                    // The first have left, and most have not.
+                    Event::Udp { .. } if !looked => {
+                        looked = true;
+                        give(1);
+                        note.send(pending()).unwrap();
+                    }
+                    Event::Warning { pending_kib, .. } => note.send(*pending_kib).unwrap(),
+                    _ => {}
+                }
+                sender.send(told(&event)).unwrap();
+            })
+            .unwrap();
+        sockets.close(77, 12_345);
+        wait(&events, |event| (event.kind, event.id, event.uid) == ('W', from, 2));
+        wait(&events, |event| (event.kind, event.id, event.uid) == ('W', from, 2));
+        let [at_once, pending, warned, relaxed] =
+            std::array::from_fn(|_| noted.recv_timeout(PATIENCE).unwrap());
+        assert_eq!((at_once, relaxed), (0, 0));
+        assert!(pending > 1 << 20 && pending < DATAGRAMS * 1000, "{pending} bytes");
+        assert_eq!(warned, pending.div_ceil(1024));
+        assert_eq!(sockets.socket_info().iter().map(|info| info.pending_bytes).max(), Some(0));
+    });
+}
+
+#[test]
+fn a_write_to_a_peer_that_is_gone_ends_in_a_close_and_never_says_that_the_pipe_is_broken() {
+    on_each_backend(|backend| {
+        let sockets = new(backend);
+        let (sender, events) = mpsc::channel();
+        let (gone, is_gone) = mpsc::channel::<()>();
+        let (reached, is_reached) = mpsc::channel();
+        let texts: Arc<Mutex<Vec<String>>> = Arc::default();
+        let inside = Arc::clone(&texts);
+        sockets
+            .run(move |sockets, event| {
+                match &event {
+                    Event::Open { id, .. } => {
+                        reached.send(()).unwrap();
+                        is_gone.recv().unwrap();
+                        // The answer to the first is a reset, so the second fails.
+                        sockets.send_slice(*id, &[0; 8192], false).unwrap();
+                        sockets.send(*id, "x").unwrap();
+                    }
+                    Event::Error { trouble, .. } => inside.lock().unwrap().push(trouble.to_string()),
+                    _ => {}
+                }
+                sender.send(told(&event)).unwrap();
+            })
+            .unwrap();
+        let raw = TcpListener::bind("127.0.0.1:0").unwrap();
+        let id = sockets.connect(3, "127.0.0.1", raw.local_addr().unwrap().port()).unwrap();
+        let (peer, _) = raw.accept().unwrap();
+        is_reached.recv_timeout(PATIENCE).unwrap();
+        drop(peer);
+        gone.send(()).unwrap();
+        let end = wait(&events, |event| matches!(event.kind, 'C' | 'E'));
+        assert_eq!((end.kind, end.id, end.uid), ('C', id, 3), "{:?}", texts.lock().unwrap());
+    });
+}
+
+#[test]
+fn a_closing_connection_waits_for_its_peer_whatever_the_limit_of_other_closes() {
+    const BYTES: usize = 8 << 20;
+    on_each_backend(|backend| {
+        let short = |config: Config| config.backend(backend).with_limits(|limits| limits.close_flush_ms = 1);
+        let sockets = OpenSocket::builder().config(short).build();
+        let (sender, events) = mpsc::channel();
+        sockets.run(move |_, event| sender.send(told(&event)).unwrap()).unwrap();
+        let raw = TcpListener::bind("127.0.0.1:0").unwrap();
+        let id = sockets.connect(3, "127.0.0.1", raw.local_addr().unwrap().port()).unwrap();
+        let (mut peer, _) = raw.accept().unwrap();
+        sockets.send(id, vec![0; BYTES]).unwrap();
+        sockets.close(5, id);
+        thread::sleep(Duration::from_millis(50));
+        peer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), BYTES);
+        wait(&events, |event| (event.kind, event.id, event.uid) == ('C', id, 3));
+    });
+}
+
+#[test]
+fn a_default_destination_that_is_refused_leaves_the_one_before() {
+    on_each_backend(|backend| {
+        let sockets = new(backend);
+        let (sender, events) = mpsc::channel();
+        sockets.run(move |_, event| sender.send(told(&event)).unwrap()).unwrap();
+        let peer = UdpSocket::bind("127.0.0.1:0").unwrap();
+        peer.set_read_timeout(Some(PATIENCE)).unwrap();
+        let to = peer.local_addr().unwrap();
+        let udp = sockets.udp(2, "127.0.0.1", 0).unwrap();
+        assert!(sockets.send(udp, "nowhere").is_err());
+        sockets.udp_connect(udp, "127.0.0.1", to.port()).unwrap();
+        sockets.udp_connect(udp, "::1", 9).unwrap();
+        assert!(sockets.udp_connect(udp, "no.such.name.invalid", 9).is_err());
+        wait(&events, |event| (event.kind, event.id, event.uid) == ('E', udp, 2));
+        sockets.send(udp, "here").unwrap();
+        let mut room = [0; 10];
+        assert_eq!(peer.recv(&mut room).unwrap(), 4);
+        assert_eq!(sockets.socket_info()[0].address, Some(to));
+    });
+}
+
+#[test]
+fn nothing_is_told_of_what_is_not_started_connects_or_closes() {
+    on_each_backend(|backend| {
+        let sockets = new(backend);
+        let (sender, events) = mpsc::channel();
+        sockets.run(move |_, event| sender.send(told(&event)).unwrap()).unwrap();
+        let raw = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = raw.local_addr().unwrap().port();
+        sockets.listen(1, "", 0, 0).unwrap();
+        let closing = sockets.connect(3, "127.0.0.1", port).unwrap();
+        let (mut peer, _) = raw.accept().unwrap();
+        wait(&events, |event| (event.kind, event.id) == ('O', closing));
+        assert_eq!(sockets.socket_info().iter().map(|info| info.id).collect::<Vec<_>>(), [closing]);
+        sockets.send(closing, vec![0; 8 << 20]).unwrap();
+        sockets.close(5, closing);
+        sockets.close(77, 12_345);
+        wait(&events, |event| event.uid == 77);
+        assert_eq!(sockets.socket_info(), []);
+        // Full, so that one more connect goes on and on.
+        let silent = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        silent.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        silent.listen(0).unwrap();
+        let port = silent.local_addr().unwrap().as_socket().unwrap().port();
+        let _first = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let connecting = sockets.connect(3, "127.0.0.1", port).unwrap();
+        sockets.close(78, 12_345);
+        wait(&events, |event| event.uid == 78);
+        assert_eq!(sockets.socket_info(), []);
+        sockets.close(6, connecting);
+        wait(&events, |event| (event.kind, event.id, event.uid) == ('C', connecting, 6));
+        peer.set_read_timeout(Some(PATIENCE)).unwrap();
+        peer.read_to_end(&mut Vec::new()).unwrap();
+        wait(&events, |event| (event.kind, event.id, event.uid) == ('C', closing, 3));
     });
 }

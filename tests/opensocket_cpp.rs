@@ -190,5 +190,6 @@ fn what_is_installed_is_found_by_pkg_config_and_by_cmake() {
             assert!(output.status.success(), "{text}{}", String::from_utf8_lossy(&output.stderr));
         }
         ends(&build.join("udp"));
+        ends(&build.join("udp_static"));
     }
 }

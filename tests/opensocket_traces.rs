@@ -137,6 +137,27 @@ const SCENARIOS: &[Scenario] = scenarios![
 /// The scenarios that change the whole process.
 const ALONE: &[&str] = &["emfile_accept"];
 
+/// The scenarios that Windows has no means for, and why.
+const NOT_ON_WINDOWS: &[(&str, &str)] = &[
+    ("emfile_accept", "its table of handles has no limit that could be lowered"),
+    ("udp_bind_twice", "two sockets cannot have one port there"),
+];
+
+/// What varies on Windows beside what varies everywhere: a listener cannot be shut down there, so it refuses only when its
+/// accept in flight has ended, a little after its Close.
+const VARIES_ON_WINDOWS: &[(&str, Vary)] = &[("close_listen_keeps_conns", Vary::Call("peer_connect"))];
+
+/// The scenarios of which Wine does not tell the end.
+const NOT_UNDER_WINE: &[&str] = &["peer_reset", "peer_reset_after_data", "server_close_unread_input"];
+
+/// Why a scenario cannot be played here.
+fn left_out(name: &str) -> Option<&'static str> {
+    if common::is_wine() && NOT_UNDER_WINE.contains(&name) {
+        return Some("Wine tells an end in the place of a reset");
+    }
+    NOT_ON_WINDOWS.iter().find(|(other, _)| cfg!(windows) && *other == name).map(|(_, why)| *why)
+}
+
 /// Takes what may differ out of what is compared.
 fn level(vary: Vary, events: &mut Vec<Seen>, calls: &mut Vec<(String, String)>) {
     match vary {
@@ -169,7 +190,8 @@ fn level(vary: Vary, events: &mut Vec<Seen>, calls: &mut Vec<(String, String)>) 
 }
 
 fn replay(scenario: &Scenario, trace: &Trace, world: &World) -> Result<(), String> {
-    let (_, run, vary) = scenario;
+    let (name, run, vary) = scenario;
+    let on_windows = VARIES_ON_WINDOWS.iter().filter(|(other, _)| cfg!(windows) && other == name);
     let ran = catch_unwind(AssertUnwindSafe(|| {
         run(world);
         world.settle();
@@ -180,7 +202,7 @@ fn replay(scenario: &Scenario, trace: &Trace, world: &World) -> Result<(), Strin
     }
     let (mut events, mut calls) = (world.seen(), world.noted());
     let mut expected = trace.clone();
-    for vary in *vary {
+    for vary in vary.iter().chain(on_windows.map(|(_, vary)| vary)) {
         if matches!(vary, Vary::OneMoreClose) {
             let closes = events.iter().filter(|event| event.ev == "Close");
             assert!(closes.clone().count() == 1 && closes.clone().all(|close| [2, 3].contains(&close.uid)));
@@ -194,10 +216,15 @@ fn replay(scenario: &Scenario, trace: &Trace, world: &World) -> Result<(), Strin
 /// Replays all scenarios that match; panics with everything that differs.
 fn replay_all(what: &str, backend: &str, make: &dyn Fn() -> World) {
     let traces = Trace::all();
-    let mut wrong = Vec::new();
+    let (mut wrong, mut played) = (Vec::new(), 0);
     for scenario in SCENARIOS {
         let name = scenario.0;
         let trace = &traces[name];
+        if let Some(why) = left_out(name) {
+            println!("NOT COVERED: the scenario {name}: {why}");
+            continue;
+        }
+        played += 1;
         let result = if ALONE.contains(&name) {
             in_a_process(what, name, backend)
         } else {
@@ -207,6 +234,7 @@ fn replay_all(what: &str, backend: &str, make: &dyn Fn() -> World) {
             wrong.push(format!("{name} (original: {}): {text}", trace.original));
         }
     }
+    println!("{what} on {backend}: {played} scenarios of {}", SCENARIOS.len());
     assert!(
         wrong.is_empty(),
         "{what} on {backend}: {} scenarios differ\n{}",
@@ -271,6 +299,14 @@ fn every_trace_has_its_scenario() {
     assert!(traces.values().any(|trace| trace.facade.is_some()));
 }
 
+#[cfg(windows)]
+#[test]
+fn the_rust_facade_does_what_the_original_does_on_iocp() {
+    replay_all("rust", "iocp", &|| make("rust", "iocp"));
+}
+
+// Not on Windows: it has completions.
+#[cfg(unix)]
 #[test]
 fn the_rust_facade_does_what_the_original_does_on_readiness() {
     replay_all("rust", "readiness", &|| make("rust", "readiness"));

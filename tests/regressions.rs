@@ -6,12 +6,12 @@ mod common;
 use anabranch::driver::Driver;
 use anabranch::driver::op::{Nop, RecvMulti};
 use anabranch::fs::File;
-use anabranch::{Close, Shard, sleep, spawn, timeout, yield_now};
+use anabranch::{Close, Shard, sleep, spawn, yield_now};
 use bytes::Bytes;
-use common::net::alone;
 use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::net::Shutdown;
+#[cfg(unix)]
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 use std::task::Poll;
@@ -24,7 +24,8 @@ fn a_file_dropped_in_flight_is_closed_in_the_last_counters() {
     common::on(common::real_backends(), |config| {
         let shard = Shard::new(config).expect("a shard");
         shard.block_on(async {
-            let file = File::from_std(std::fs::File::open("/dev/urandom").unwrap()).unwrap();
+            let program = std::env::current_exe().unwrap();
+            let file = File::from_std(std::fs::File::open(program).unwrap()).unwrap();
             let mut read = pin!(async move { file.read_at(0, 4 << 20).await });
             let begun = poll_fn(|context| Poll::Ready(read.as_mut().poll(context).is_pending())).await;
             assert!(begun, "nothing completes inside of a submission");
@@ -47,7 +48,7 @@ fn no_wait_brings_more_than_the_budget() {
         let socket = driver.adopt(socket).unwrap();
         for _ in 0..100 {
             driver.submit(Nop, 0).expect("a free slot");
-            let receive = driver.submit(RecvMulti { socket: socket.clone() }, 0).expect("a free slot");
+            let receive = driver.submit(RecvMulti::new(socket.clone()), 0).expect("a free slot");
             driver.cancel(receive);
         }
         let mut out = Vec::new();
@@ -62,9 +63,12 @@ fn no_wait_brings_more_than_the_budget() {
 /// A time-out that ran out while the process was stopped fired before the loop had looked at what arrived
 /// meanwhile: the wait was interrupted, brought nothing, and the timers expired. What lay in the socket long before
 /// the deadline counted as silence. (That one wait may bring only a part of it is in tests/stress/stalls.rs.)
+// Not on Windows: a process cannot be stopped there.
+#[cfg(unix)]
 #[test]
 fn data_that_came_while_the_process_was_stopped_is_no_time_out() {
-    alone("data_that_came_while_the_process_was_stopped_is_no_time_out", || {
+    use anabranch::timeout;
+    common::net::alone("data_that_came_while_the_process_was_stopped_is_no_time_out", || {
         common::on(common::real_backends(), |config| {
             let (ours, theirs) = UnixStream::pair().unwrap();
             let (silent, _peer) = UnixStream::pair().unwrap();
@@ -88,6 +92,7 @@ fn data_that_came_while_the_process_was_stopped_is_no_time_out() {
     });
 }
 
+#[cfg(unix)]
 fn from_std(stream: UnixStream) -> anabranch::net::UnixStream {
     anabranch::net::UnixStream::from_std(stream).expect("room for a connection")
 }

@@ -3,16 +3,23 @@
 
 mod common;
 
-use anabranch::net::{RelayBy, RelaySide, Sink, Source, TcpStream, UnixStream, copy, copy_by};
+use anabranch::net::{RelayBy, RelaySide, Sink, Source, TcpStream, copy, copy_by};
 use anabranch::net::{copy_bidirectional, copy_bidirectional_by};
 use anabranch::{BackendKind, Config, Counters, Shard, counters, report, sleep, spawn, timeout};
 use bytes::Bytes;
-use common::net::{Random, check, counted, on_real_backends, on_typical_backends, pair, pattern};
+use common::net::{
+    LocalStream, Random, check, counted, local_pair, on_real_backends, on_typical_backends, pair, pattern,
+};
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
 use std::time::Duration;
 
-const WAYS: [RelayBy; 3] = [RelayBy::Auto, RelayBy::Messages, RelayBy::Splice];
+/// Windows has no splices.
+const WAYS: &[RelayBy] = if cfg!(windows) {
+    &[RelayBy::Auto, RelayBy::Messages]
+} else {
+    &[RelayBy::Auto, RelayBy::Messages, RelayBy::Splice]
+};
 
 /// What the test does with a connection of either family.
 trait Peer: Source + Sink + Sized + 'static {
@@ -53,8 +60,12 @@ macro_rules! peers {
 }
 
 peers! {
-    TcpStream: pair().await,
-    UnixStream: UnixStream::pair().unwrap()
+    TcpStream: pair().await
+}
+
+#[cfg(unix)]
+peers! {
+    LocalStream: local_pair().await
 }
 
 /// Sends `bytes` in pieces of random sizes, then the end.
@@ -96,13 +107,13 @@ async fn exchange<A: Peer, B: Peer>(
 #[test]
 fn bytes_pass_in_both_directions_between_every_two_families() {
     on_typical_backends(|config| {
-        for by in WAYS {
+        for &by in WAYS {
             let longest = if by == RelayBy::Auto { 60_000 } else { 5_000 };
             check(config.clone(), async {
                 exchange(TcpStream::two().await, TcpStream::two().await, by, longest).await;
-                exchange(TcpStream::two().await, UnixStream::two().await, by, longest).await;
-                exchange(UnixStream::two().await, TcpStream::two().await, by, longest).await;
-                exchange(UnixStream::two().await, UnixStream::two().await, by, longest).await;
+                exchange(TcpStream::two().await, LocalStream::two().await, by, longest).await;
+                exchange(LocalStream::two().await, TcpStream::two().await, by, longest).await;
+                exchange(LocalStream::two().await, LocalStream::two().await, by, longest).await;
             });
         }
     });
@@ -111,7 +122,7 @@ fn bytes_pass_in_both_directions_between_every_two_families() {
 #[test]
 fn the_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
     on_typical_backends(|config| {
-        for by in WAYS {
+        for &by in WAYS {
             check(config.clone(), async {
                 let ((mut left, mut a), (mut b, mut right)) = (pair().await, pair().await);
                 let relay = spawn(async move { copy_bidirectional_by(&mut a, &mut b, by).await });
@@ -132,7 +143,7 @@ fn the_end_of_one_direction_is_passed_on_and_the_other_goes_on() {
 fn a_one_way_copy_leaves_both_connections_in_use() {
     on_typical_backends(|config| {
         check(config, async {
-            let ((mut left, mut a), (mut b, mut right)) = (pair().await, UnixStream::pair().unwrap());
+            let ((mut left, mut a), (mut b, mut right)) = (pair().await, local_pair().await);
             let giving = spawn(async move {
                 give_in_pieces(&mut left, &pattern(400_000), 50_000, 3).await;
                 left
@@ -163,8 +174,12 @@ enum Phase {
 
 #[test]
 fn a_reset_of_either_side_in_any_phase_ends_the_relay_and_names_the_side() {
+    if common::is_wine() {
+        println!("NOT COVERED: resets that end a relay; Wine tells an end in their place");
+        return;
+    }
     on_typical_backends(|config| {
-        for by in WAYS {
+        for &by in WAYS {
             for phase in [Phase::Idle, Phase::Bulk, Phase::AfterTheEndOfTheOther] {
                 for side in [RelaySide::First, RelaySide::Second] {
                     check(config.clone(), reset_in(by, phase, side));
@@ -212,10 +227,12 @@ fn lent(counters: &Counters) -> u64 {
 #[test]
 fn a_slow_reader_slows_its_sender_down_and_the_relay_holds_little() {
     on_typical_backends(|config| {
-        for by in WAYS {
+        for &by in WAYS {
             let config = config.clone().with_limits(|limits| {
                 (limits.inbound_bytes_max, limits.outbound_bytes_max) = (64 * 1024, 64 * 1024);
                 limits.pipe_bytes = 64 * 1024;
+                // What one event brings comes on top of the bound.
+                limits.attempts_per_event_max = 8;
             });
             check(config, async {
                 let ((mut left, mut a), (mut b, mut right)) = (pair().await, pair().await);
@@ -244,19 +261,20 @@ fn a_slow_reader_slows_its_sender_down_and_the_relay_holds_little() {
 
 /// Open descriptors of this process.
 fn descriptors() -> usize {
+    // 0 where the system does not list them.
     std::fs::read_dir("/proc/self/fd").map_or(0, Iterator::count)
 }
 
 #[test]
 fn a_thousand_idle_relays_own_no_pipe_and_no_buffer() {
     common::net::alone("a_thousand_idle_relays_own_no_pipe_and_no_buffer", || {
-        use nix::sys::resource::{Resource, getrlimit, setrlimit};
-        let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-        setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-        let relays = 1000.min((hard as usize).saturating_sub(200) / 4);
-        assert!(relays > 100, "too few descriptors are allowed here: {hard}");
+        let most = common::net::raise_descriptors();
+        // Each would cost Wine many calls of its server.
+        let wanted = if common::is_wine() { 150 } else { 1000 };
+        let relays = wanted.min(most.saturating_sub(200) / 4);
+        assert!(relays > 100, "too few descriptors are allowed here: {most}");
         on_real_backends(|config| {
-            for by in [RelayBy::Auto, RelayBy::Splice] {
+            for &by in WAYS.iter().filter(|by| **by != RelayBy::Messages) {
                 check(config.clone(), idle_relays(relays, by));
             }
         });
@@ -267,8 +285,8 @@ async fn idle_relays(relays: usize, by: RelayBy) {
     const PIECES: u64 = 6;
     let mut ends = Vec::new();
     for _ in 0..relays {
-        let (left, mut a) = UnixStream::pair().unwrap();
-        let (mut b, right) = UnixStream::pair().unwrap();
+        let (left, mut a) = local_pair().await;
+        let (mut b, right) = local_pair().await;
         let relay = spawn(async move { copy_bidirectional_by(&mut a, &mut b, by).await });
         ends.push((left, right, relay));
     }
@@ -304,7 +322,7 @@ async fn idle_relays(relays: usize, by: RelayBy) {
 #[test]
 fn a_relay_that_is_dropped_loses_no_byte_and_can_be_taken_up_again() {
     on_typical_backends(|config| {
-        for by in WAYS {
+        for &by in WAYS {
             let config = config.clone().with_limits(|limits| {
                 (limits.outbound_bytes_max, limits.pipe_bytes) = (64 * 1024, 64 * 1024);
             });
@@ -338,7 +356,7 @@ fn a_relay_that_is_dropped_loses_no_byte_and_can_be_taken_up_again() {
 #[test]
 fn a_shard_that_ends_while_it_relays_settles_its_ledger() {
     on_typical_backends(|config| {
-        for by in WAYS {
+        for &by in WAYS {
             let shard = Shard::new(config.clone()).unwrap();
             let kept = shard.block_on(async {
                 let mut ends = Vec::new();

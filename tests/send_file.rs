@@ -4,9 +4,9 @@
 mod common;
 
 use anabranch::fs::File;
-use anabranch::net::{TcpStream, UnixStream};
+use anabranch::net::TcpStream;
 use anabranch::{counters, sleep, spawn, timeout};
-use common::net::{check, on_real_backends, on_typical_backends, pair, pattern, recv_all};
+use common::net::{check, local_pair, on_real_backends, on_typical_backends, pair, pattern, recv_all};
 use common::peer;
 use std::io::{self, ErrorKind};
 use std::net::Shutdown;
@@ -99,7 +99,7 @@ fn a_file_that_is_cut_while_it_is_sent_is_an_error_with_the_count() {
     on_real_backends(|config| {
         std::fs::write(&path, vec![1; 64 << 20]).unwrap();
         check(config, async {
-            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            let (mut ours, mut theirs) = local_pair().await;
             let file = File::open(&path).await.unwrap();
             let sending = spawn(async move {
                 let error = ours.send_file(&file, ..).await.unwrap_err();
@@ -125,7 +125,7 @@ fn a_peer_that_reads_nothing_costs_a_few_pieces() {
         std::fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
         let config = config.with_limits(|limits| limits.outbound_bytes_max = 64 * 1024);
         check(config, async {
-            let (mut ours, theirs) = UnixStream::pair().unwrap();
+            let (mut ours, theirs) = local_pair().await;
             let file = File::open(&path).await.unwrap();
             let sending = ours.send_file(&file, ..);
             assert!(timeout(Duration::from_millis(100), sending).await.is_err(), "it should be stuck");

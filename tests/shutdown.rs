@@ -144,7 +144,7 @@ fn an_operation_whose_future_is_kept_does_not_hold_up_the_end_of_a_shard() {
         ),
         |config| {
             let shard = Shard::new(config).unwrap();
-            let (readable, _writer) = std::os::unix::net::UnixStream::pair().unwrap();
+            let (readable, _writer) = peer::system_pair().unwrap();
             let ready = shard.block_on(async { anabranch::os::Ready::new(&readable).unwrap() });
             let mut waiting = pin!(ready.readable());
             shard.block_on(poll_fn(|context| {

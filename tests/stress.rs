@@ -13,28 +13,44 @@ mod common;
 
 #[path = "stress/cancel.rs"]
 mod cancel;
+// Not on Windows: it sets limits and lists descriptors by calls of Unix.
+#[cfg(unix)]
 #[path = "stress/crashes.rs"]
 mod crashes;
 #[path = "stress/endings.rs"]
 mod endings;
+// Not on Windows: its table of handles has no limit that could be lowered.
+#[cfg(unix)]
 #[path = "stress/exhaustion.rs"]
 mod exhaustion;
+// Not on Windows: what it reads is told by calls of Unix.
+#[cfg(unix)]
 #[path = "stress/quarantine.rs"]
 mod quarantine;
 #[path = "stress/resets.rs"]
 mod resets;
 #[path = "stress/reuse.rs"]
 mod reuse;
+// Not on Windows: it reads the memory of the process from /proc.
+#[cfg(unix)]
 #[path = "stress/slow_readers.rs"]
 mod slow_readers;
+// Not on Windows: processes cannot be stopped there.
+#[cfg(unix)]
 #[path = "stress/stalls.rs"]
 mod stalls;
+// Not on Windows: it reads the memory of the process from /proc.
+#[cfg(unix)]
 #[path = "stress/starvation.rs"]
 mod starvation;
+// Not on Windows: it measures processor time by calls of Unix.
+#[cfg(unix)]
 #[path = "stress/timeouts.rs"]
 mod timeouts;
+#[cfg_attr(windows, allow(dead_code, reason = "some scenarios are for Unix"))]
 #[path = "stress/tools.rs"]
 mod tools;
 
+#[cfg(unix)]
 #[global_allocator]
 static ALLOCATOR: quarantine::Quarantine = quarantine::Quarantine;

@@ -1,4 +1,6 @@
 //! What a task, and a connection, costs in memory while it waits, counted by an allocator of this program.
+// Not on Windows: it counts what Unix sockets cost on io_uring and readiness.
+#![cfg(unix)]
 #![allow(unsafe_code)]
 
 use anabranch::{Backend, Config, Shard, spawn, yield_now};

@@ -4,8 +4,7 @@
 mod common;
 
 use anabranch::{
-    Backend, Config, JoinError, Runtime, Shard, Undelivered, block_on, current, offload, sleep, spawn,
-    timeout, yield_now,
+    JoinError, Runtime, Shard, Undelivered, block_on, current, offload, sleep, spawn, timeout, yield_now,
 };
 use common::net::{check, on_real_backends, on_typical_backends, pair};
 use common::{on_every_backend, peer};
@@ -431,8 +430,8 @@ fn without_a_shard_the_errors_say_what_is_missing() {
 
 #[test]
 fn a_thousand_tasks_of_one_turn_are_polled_within_the_budget_of_turns() {
-    let config =
-        Config::new().backend(Backend::Readiness).with_limits(|limits| limits.polls_per_turn_max = 10);
+    let (_, config) = common::real_backends().swap_remove(0);
+    let config = config.with_limits(|limits| limits.polls_per_turn_max = 10);
     check(config, async {
         let before = anabranch::counters().unwrap().turns;
         let tasks: Vec<_> = (0..1_000).map(|n| spawn(async move { n })).collect();

@@ -94,7 +94,7 @@ fn what_the_system_refuses_is_told_by_a_later_call_once() {
             // Short enough for the length field, too long beside the header of IPv4.
             ours.send_to(vec![0; 65_520], to).await.unwrap();
             let error = ours.recv_from().await.unwrap_err();
-            assert_eq!(error.raw_os_error(), Some(nix::libc::EMSGSIZE), "{error}");
+            assert_eq!(error.raw_os_error(), Some(common::TOO_LONG), "{error}");
             ours.send_to("fine", to).await.unwrap();
             assert_eq!(&*theirs.recv_from().await.unwrap().lease, b"fine");
         });
@@ -103,6 +103,9 @@ fn what_the_system_refuses_is_told_by_a_later_call_once() {
 
 #[test]
 fn a_connected_socket_hears_that_its_peer_is_gone_and_goes_on() {
+    if common::is_wine() {
+        return println!("NOT COVERED: Wine forgets such errors when they come before the receive");
+    }
     on_typical_backends(|config| {
         check(config, async {
             let ours = socket().await;

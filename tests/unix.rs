@@ -1,4 +1,6 @@
 //! Unix sockets, and foreign descriptors.
+// Not on Windows: it has no Unix sockets with completions.
+#![cfg(unix)]
 #![forbid(unsafe_code)]
 
 mod common;

@@ -31,6 +31,9 @@ pub(crate) struct Flags {
     /// Backend.
     #[arg(long, default_value = "auto")]
     pub(crate) backend: Backend,
+    /// Let a ring take nothing but what the crate asks of it.
+    #[arg(long)]
+    pub(crate) hardened: bool,
     /// Print nothing.
     #[arg(long)]
     pub(crate) quiet: bool,
@@ -48,16 +51,20 @@ impl Flags {
     /// The configuration of a shard.
     pub(crate) fn config(&self) -> Config {
         let bytes = self.size as usize;
-        Config::new().backend(self.backend).with_limits(|limits| limits.datagram_buffer_bytes = bytes)
+        let config = Config::new().backend(self.backend).hardened(self.hardened);
+        config.with_limits(|limits| limits.datagram_buffer_bytes = bytes)
     }
 }
+
+/// What hears of signals: a ring would be too much for that.
+const SIGNALS: Backend = if cfg!(windows) { Backend::Auto } else { Backend::Readiness };
 
 /// A flag that SIGINT and SIGTERM set.
 pub(crate) fn stop_flag() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     thread::spawn(move || {
-        let config = Config::new().backend(Backend::Readiness).with_limits(|limits| limits.buffers = 8);
+        let config = Config::new().backend(SIGNALS).with_limits(|limits| limits.buffers = 8);
         let asked = Shard::new(config).and_then(|shard| shard.block_on(asked_to_end()));
         flag.store(asked.is_ok(), Ordering::Relaxed);
     });

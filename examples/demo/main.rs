@@ -45,7 +45,7 @@ struct Flags {
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=1024))]
     shards: Option<u64>,
     /// Backend; `both` takes the best one first, then the other.
-    #[arg(long, default_value = "both", value_parser = ["auto", "uring", "readiness", "both"])]
+    #[arg(long, default_value = "both", value_parser = ["auto", "uring", "readiness", "iocp", "both"])]
     backend: String,
     /// Where the chart is written; `demo.svg` in the target directory if not said.
     #[arg(long)]
@@ -131,9 +131,11 @@ fn backends(asked: &str) -> Vec<Backend> {
     let kind = |backend| Shard::new(Config::new().backend(backend)).map(|shard| shard.report().backend);
     let wanted = match (asked, kind(Backend::Auto)) {
         ("both", Ok(BackendKind::Readiness)) => vec![Backend::Readiness, Backend::Uring],
+        ("both", Ok(BackendKind::Iocp)) => vec![Backend::Iocp],
         ("both", _) => vec![Backend::Uring, Backend::Readiness],
         ("auto", _) => vec![Backend::Auto],
         ("uring", _) => vec![Backend::Uring],
+        ("iocp", _) => vec![Backend::Iocp],
         _ => vec![Backend::Readiness],
     };
     let to_be_had = |backend: &Backend| match kind(*backend) {

@@ -110,8 +110,33 @@ impl Broadcast {
     /// They stay together: a member gets all of them or none, and what is counted as dropped is messages. Costs what one
     /// message costs.
     pub fn send_joined(&mut self, payload: impl Into<Payload>, messages: u32) -> Delivered {
-        let (payload, members) = (payload.into(), &mut self.members);
-        match self.core.with(|state| state.broadcast(members, payload, messages)) {
+        self.deliver(std::iter::once((payload.into(), messages)))
+    }
+
+    /// Sends several messages to every member: what [`send`](Self::send) does with one after the other, at nearly the
+    /// cost of one, since the members are gone over once. Each member gets each message whole or not at all.
+    ///
+    /// ```
+    /// # fn main() -> std::io::Result<()> {
+    /// # anabranch::block_on(async {
+    /// let mut room = anabranch::Broadcast::new()?;
+    /// let received = bytes::Bytes::from_static(b"one\ntwo\nthree\n");
+    /// let lines = received.split_inclusive(|byte| *byte == b'\n').map(|line| received.slice_ref(line));
+    /// let delivered = room.send_all(lines);
+    /// assert_eq!((delivered.queued, delivered.dropped), (0, 0), "there are no members");
+    /// # Ok(())
+    /// # })?
+    /// # }
+    /// ```
+    pub fn send_all(&mut self, messages: impl IntoIterator<Item = impl Into<Payload>>) -> Delivered {
+        // Whatever the caller computes, it does so while nothing is borrowed (invariant 12).
+        let messages: Vec<_> = messages.into_iter().map(|message| (message.into(), 1)).collect();
+        self.deliver(messages.into_iter())
+    }
+
+    fn deliver(&mut self, messages: impl Iterator<Item = (Payload, u32)>) -> Delivered {
+        let members = &mut self.members;
+        match self.core.with(|state| state.broadcast(members, messages)) {
             Ok(delivered) => delivered,
             Err(_) => self.members.all_departed(),
         }

@@ -38,7 +38,7 @@ impl Shard {
     ///
     /// # Errors
     ///
-    /// If the address cannot be bound.
+    /// If the address cannot be bound; `Unsupported` on Windows, which knows no such listeners.
     pub fn listen_shared(&self, address: SocketAddr) -> io::Result<EndpointId> {
         self.open_listener(listen(&self.core.config.host, address, true)?)
     }

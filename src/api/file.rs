@@ -11,7 +11,6 @@ use crate::shard::{Core, EndpointId, Waiter};
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::task::Poll;
@@ -164,7 +163,7 @@ impl File {
             let text = "a simulated file has no metadata of the system; ask for its len";
             return Err(io::Error::new(io::ErrorKind::Unsupported, text));
         }
-        let file = std::fs::File::from(fd.as_fd().try_clone_to_owned()?);
+        let file = fd.descriptor().to_file()?;
         offload(move || file.metadata()).await?
     }
 

@@ -192,7 +192,7 @@ macro_rules! connection {
         pub async fn into_std(mut self) -> std::io::Result<($std, Vec<bytes::Bytes>)> {
             std::rc::Rc::get_mut(&mut self.flow).map(crate::api::stream::Flow::let_go);
             let (fd, unread) = self.flow.release().await?;
-            Ok((<$std>::from(std::os::fd::OwnedFd::try_from(fd)?), unread))
+            Ok((<$std>::from(crate::driver::sys::os::OwnedSocket::try_from(fd)?), unread))
         }
     };
 }

@@ -5,11 +5,11 @@ use super::file::run;
 use crate::driver::FdRef;
 use crate::driver::completion::Done;
 use crate::driver::op::{Direction, Poll};
+use crate::driver::sys::os::{Lend, duplicate};
 use crate::error::Error;
 use crate::shard::Core;
 use std::fmt;
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 
 /// Waits until a foreign descriptor is ready. It works on a duplicate, so the original may be closed at any time.
@@ -19,14 +19,15 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Watches `fd` on the current shard.
+    /// Watches `fd` on the current shard. On Windows it has to be a socket that is connected or receives datagrams, and
+    /// it belongs to the shard's completion port from then on, also for its owner.
     ///
     /// # Errors
     ///
     /// If no shard runs here, or the descriptor cannot be duplicated.
-    pub fn new(fd: &impl AsFd) -> io::Result<Ready> {
+    pub fn new(fd: &impl Lend) -> io::Result<Ready> {
         let core = Core::required()?;
-        let duplicate: OwnedFd = fd.as_fd().try_clone_to_owned()?;
+        let duplicate = duplicate(fd)?;
         // The mode of a foreign descriptor is shared with its owner and is left alone.
         let fd = core.with(|state| state.engine.driver.adopt_foreign(duplicate.into()))??;
         Ok(Ready { core, fd: Some(fd) })

@@ -2,14 +2,17 @@
 #![forbid(unsafe_code)]
 
 use super::unix::UnixStream;
+use crate::driver::sys::os::libc;
+use crate::driver::sys::signal::{Subscription, subscribe};
 use std::fmt;
 use std::io;
 
 /// A signal that the process gets. Every `Signal` of the same kind sees it; the default action of the signal is
 /// replaced for the rest of the process's life.
 pub struct Signal {
+    /// Ends before the stream does.
+    _subscription: Subscription,
     stream: UnixStream,
-    registration: signal_hook::SigId,
 }
 
 /// Which signal.
@@ -30,13 +33,12 @@ pub enum SignalKind {
 
 impl SignalKind {
     fn number(self) -> i32 {
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1, SIGUSR2};
         match self {
-            SignalKind::Interrupt => SIGINT,
-            SignalKind::Terminate => SIGTERM,
-            SignalKind::Hangup => SIGHUP,
-            SignalKind::User1 => SIGUSR1,
-            SignalKind::User2 => SIGUSR2,
+            SignalKind::Interrupt => libc::SIGINT,
+            SignalKind::Terminate => libc::SIGTERM,
+            SignalKind::Hangup => libc::SIGHUP,
+            SignalKind::User1 => libc::SIGUSR1,
+            SignalKind::User2 => libc::SIGUSR2,
         }
     }
 }
@@ -46,12 +48,12 @@ impl Signal {
     ///
     /// # Errors
     ///
-    /// If no shard runs here, or the system is out of descriptors.
+    /// If no shard runs here, the system is out of descriptors, or it has no such signal: Windows has `Interrupt` and
+    /// `Terminate` only. There Ctrl-Break and the end of the console, of the session and of the system are `Terminate`; but
+    /// for the first, a few seconds are left.
     pub fn new(kind: SignalKind) -> io::Result<Signal> {
-        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-        let stream = UnixStream::from_std(ours)?;
-        let registration = signal_hook::low_level::pipe::register(kind.number(), theirs)?;
-        Ok(Signal { stream, registration })
+        let (ours, subscription) = subscribe(kind.number())?;
+        Ok(Signal { _subscription: subscription, stream: UnixStream::from_descriptor(ours)? })
     }
 
     /// Completes when the signal has arrived since the last call; several may count as one. Cancel-safe.
@@ -64,12 +66,6 @@ impl Signal {
             Some(_) => Ok(()),
             None => Err(io::ErrorKind::UnexpectedEof.into()),
         }
-    }
-}
-
-impl Drop for Signal {
-    fn drop(&mut self) {
-        signal_hook::low_level::unregister(self.registration);
     }
 }
 

@@ -15,7 +15,6 @@ use std::fmt;
 use std::future::poll_fn;
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll};
@@ -37,6 +36,10 @@ impl Flow {
     pub(crate) fn new(core: Rc<Core>, id: EndpointId) -> Flow {
         let fd = core.with(|state| state.fd(id)).ok().flatten();
         Flow { core, id, fd }
+    }
+
+    pub(crate) fn descriptor(&self) -> &FdRef {
+        self.fd.as_ref().expect("an open connection has its descriptor")
     }
 
     /// Gives the descriptor up, before the connection closes or is given away.
@@ -323,12 +326,6 @@ impl Drop for Flow {
     fn drop(&mut self) {
         self.let_go();
         self.start_close(Close::Flush);
-    }
-}
-
-impl AsFd for Flow {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_ref().expect("an open connection has its descriptor").as_fd()
     }
 }
 

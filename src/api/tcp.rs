@@ -3,6 +3,7 @@
 
 use super::methods::{connection, receiving, sending};
 use super::stream::{Flow, closed};
+use crate::driver::sys::os::{HAS_SHARED_PORTS, lends};
 use crate::driver::{Descriptor, Host};
 use crate::shard::{
     Accepted, Close, Context as GroupContext, Core, Distribution, EndpointId, Kind, Listener, Share, Stream,
@@ -12,7 +13,6 @@ use socket2::{Domain, SockAddr};
 use std::future::poll_fn;
 use std::io;
 use std::net::{Shutdown, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -136,12 +136,10 @@ impl TcpStream {
     }
 }
 
-/// Reading, writing or closing the descriptor behind the runtime's back breaks the stream, though not memory
-/// safety; it is for options that have no method here.
-impl AsFd for TcpStream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.flow.as_fd()
-    }
+lends! {
+    /// Reading, writing or closing the descriptor behind the runtime's back breaks the stream, though not memory
+    /// safety; it is for options that have no method here.
+    TcpStream, self => self.flow.descriptor()
 }
 
 /// The receiving half of a connection.
@@ -231,14 +229,14 @@ impl TcpListener {
     ) -> io::Result<TcpListener> {
         let core = Core::required()?;
         let (bound, group, bound_socket) = context.shared_listener(address, distribution, |asked| {
-            let socket = listen(&core.config.host, asked, true)?;
+            let socket = listen(&core.config.host, asked, HAS_SHARED_PORTS)?;
             Ok((inet(socket.local_addr()?)?, socket))
         })?;
         let remote = crate::shard::Remote { link: Arc::clone(&core.link) };
         let share = Share::join(&group, context.index(), remote);
         let socket = match bound_socket {
             Some(fd) => Some(fd),
-            None if share.accepts() => Some(listen(&core.config.host, bound, true)?),
+            None if share.accepts() => Some(listen(&core.config.host, bound, HAS_SHARED_PORTS)?),
             None => None,
         };
         let mut listener = TcpListener::open(core, socket, Some(share))?;

@@ -5,6 +5,7 @@ use super::stream::{closed, on_socket};
 use super::tcp::{ToAddresses, inet};
 use crate::buf::Payload;
 use crate::driver::datagram::{Datagram, Ecn, LocalAddress, Outgoing, Segments};
+use crate::driver::sys::os::lends;
 use crate::driver::{Descriptor, FdRef, Host};
 use crate::error::Full;
 use crate::shard::{
@@ -14,7 +15,6 @@ use socket2::{Domain, SockAddr};
 use std::future::poll_fn;
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
@@ -50,10 +50,10 @@ impl UdpSocket {
     ///
     /// # Errors
     ///
-    /// If the address cannot be bound.
-    pub fn bind_group(_: &GroupContext, address: SocketAddr) -> io::Result<UdpSocket> {
+    /// If the address cannot be bound, or there are several shards and the system shares no ports (Windows).
+    pub fn bind_group(group: &GroupContext, address: SocketAddr) -> io::Result<UdpSocket> {
         let core = Core::required()?;
-        let socket = socket(&core.config.host, address, true)?;
+        let socket = socket(&core.config.host, address, group.shards() > 1)?;
         UdpSocket::open(core, socket)
     }
 
@@ -323,11 +323,7 @@ impl UdpSocket {
     }
 }
 
-impl AsFd for UdpSocket {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_ref().expect("an open socket has its descriptor").as_fd()
-    }
-}
+lends! { UdpSocket, self => self.fd.as_ref().expect("an open socket has its descriptor") }
 
 impl Drop for UdpSocket {
     fn drop(&mut self) {

@@ -5,10 +5,10 @@ use super::methods::{connection, receiving, sending};
 use super::stream::{Flow, closed};
 use super::tcp::{OwnedReadHalf, OwnedWriteHalf, accept};
 use crate::driver::Descriptor;
+use crate::driver::sys::os::{SystemUnixStream, lends};
 use crate::shard::{Close, Core, EndpointId, Kind, Listener, Stream, Waiter};
 use socket2::{Domain, SockAddr};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -59,7 +59,7 @@ impl UnixStream {
     /// # Errors
     ///
     /// If no shard runs here, or it has [`Limits::endpoints_max`](crate::Limits) endpoints.
-    pub fn from_std(stream: std::os::unix::net::UnixStream) -> io::Result<UnixStream> {
+    pub fn from_std(stream: SystemUnixStream) -> io::Result<UnixStream> {
         UnixStream::from_descriptor(stream.into())
     }
 
@@ -71,7 +71,7 @@ impl UnixStream {
 
     receiving!();
     sending!();
-    connection!(std::os::unix::net::UnixStream);
+    connection!(SystemUnixStream);
 
     /// Splits the connection into owned halves, for two tasks of this shard.
     pub fn into_split(self) -> (OwnedReadHalf, OwnedWriteHalf) {
@@ -79,11 +79,7 @@ impl UnixStream {
     }
 }
 
-impl AsFd for UnixStream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.flow.as_fd()
-    }
-}
+lends! { UnixStream, self => self.flow.descriptor() }
 
 #[cfg(feature = "futures-io")]
 impl UnixStream {

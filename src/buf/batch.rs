@@ -5,7 +5,6 @@
 #![forbid(unsafe_code)]
 
 use super::payload::Payload;
-use nix::libc;
 
 /// Most payloads that one vectored send takes.
 pub(crate) const BATCH_MAX: usize = 64;
@@ -14,11 +13,18 @@ pub(crate) const BATCH_MAX: usize = 64;
 #[derive(Default)]
 pub struct Batch(Box<Parts>);
 
+/// Bytes of a payload, laid out as systems read them (`struct iovec`).
+#[repr(C)]
+pub(crate) struct Vector {
+    pub(crate) start: *const u8,
+    pub(crate) len: usize,
+}
+
 #[derive(Default)]
 struct Parts {
     payloads: Vec<Payload>,
     /// Room for the addresses by which the kernel reads them.
-    vectors: Vec<libc::iovec>,
+    vectors: Vec<Vector>,
 }
 
 impl Batch {
@@ -43,7 +49,7 @@ impl Batch {
     }
 
     /// Points the vectors at what is left of the payloads after `skip` bytes, at most `bytes_max` of it.
-    pub(crate) fn vectors(&mut self, mut skip: usize, mut bytes_max: usize) -> &mut [libc::iovec] {
+    pub(crate) fn vectors(&mut self, mut skip: usize, mut bytes_max: usize) -> &mut [Vector] {
         let Parts { payloads, vectors } = &mut *self.0;
         vectors.clear();
         for payload in payloads {
@@ -53,7 +59,7 @@ impl Batch {
             let len = rest.len().min(bytes_max);
             bytes_max -= len;
             if len > 0 {
-                vectors.push(libc::iovec { iov_base: rest.as_ptr().cast_mut().cast(), iov_len: len });
+                vectors.push(Vector { start: rest.as_ptr(), len });
             }
         }
         vectors
@@ -116,7 +122,7 @@ mod tests {
         for skip in 0..=9 {
             for bytes_max in 0..=10 {
                 let mut batch = batch();
-                let covered: usize = batch.vectors(skip, bytes_max).iter().map(|vector| vector.iov_len).sum();
+                let covered: usize = batch.vectors(skip, bytes_max).iter().map(|vector| vector.len).sum();
                 assert_eq!(covered, (9 - skip).min(bytes_max));
             }
         }

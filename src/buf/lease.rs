@@ -9,6 +9,8 @@ use super::pool::{Home, Region};
 use bytes::{Buf, Bytes};
 use std::fmt;
 use std::ops::Deref;
+#[cfg(feature = "capi")]
+use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -148,6 +150,19 @@ impl Lease {
     /// Copies the bytes to the heap and gives the pool its own back at once.
     pub fn detach(self) -> Lease {
         if self.is_pooled() { Lease::from_bytes(Bytes::copy_from_slice(&self)) } else { self }
+    }
+
+    /// The bytes as memory of their own, which is the caller's to `free`: the buffer, if it holds one alone from the
+    /// beginning and [fills half of it](Home::give_away); else the lease again.
+    #[cfg(feature = "capi")]
+    pub(crate) fn into_malloced(self) -> Result<NonNull<u8>, Lease> {
+        match &self.hold {
+            // What is left to give back is the buffer's place in its pool.
+            Hold::Pool { home, index, offset: 0, len } => {
+                home.give_away(*index as u16, *len as usize).ok_or(self)
+            }
+            _ => Err(self),
+        }
     }
 
     /// The lease as it may be kept for a while: copied to the heap if it [pins](Self::pins) a buffer.

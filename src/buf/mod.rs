@@ -8,12 +8,14 @@
 
 mod batch;
 mod lease;
+mod memory;
 mod payload;
 mod pool;
 
 pub(crate) use batch::BATCH_MAX;
 pub use batch::Batch;
 pub use lease::Lease;
+pub(crate) use memory::Memory;
 pub(crate) use payload::Block;
 pub use payload::Payload;
 pub(crate) use pool::{BUFFERS_MAX, Purpose, Region};

@@ -49,6 +49,7 @@ pub(crate) struct Block {
 }
 
 /// Messages that stay together: where they end in their block, and how many they are.
+#[derive(Clone, Copy)]
 struct Unit {
     end: usize,
     messages: u32,
@@ -83,6 +84,26 @@ impl Block {
         Some(from..to)
     }
 
+    /// The messages in a range that begins and ends with one: their places, and how many each stands for.
+    pub(crate) fn split(&self, range: &Range<usize>) -> impl Iterator<Item = (Range<usize>, u32)> {
+        let (mut from, to) = (range.start, range.end);
+        std::iter::from_fn(move || {
+            let unit = (from < to).then(|| self.unit_at(from))?;
+            Some((std::mem::replace(&mut from, unit.end)..unit.end, unit.messages))
+        })
+    }
+
+    /// Whether a range that begins with a message ends with it.
+    pub(crate) fn is_one(&self, range: &Range<usize>) -> bool {
+        self.unit_at(range.start).end == range.end
+    }
+
+    /// The messages that a byte belongs to.
+    fn unit_at(&self, place: usize) -> Unit {
+        let units = self.units.borrow();
+        units[units.partition_point(|unit| unit.end <= place)]
+    }
+
     /// The bytes, which do not grow any more.
     fn bytes(&self) -> &Bytes {
         self.bytes.get_or_init(|| self.growing.take().into())
@@ -104,8 +125,7 @@ impl Part {
 
     /// Leaves out the first message, or the first ones that stay together: their bytes and their number.
     fn drop_first(&mut self) -> (usize, u32) {
-        let units = self.block.units.borrow();
-        let unit = &units[units.partition_point(|unit| unit.end <= self.from as usize)];
+        let unit = self.block.unit_at(self.from as usize);
         let bytes = unit.end - self.from as usize;
         self.from = unit.end as u32;
         (bytes, unit.messages)

@@ -1,7 +1,7 @@
 //! A pool of equal buffers, allocated once and filled piece by piece.
 //!
-//! The memory belongs to a reference-counted [`Region`] that outlives the ring, the driver and every lease. A
-//! buffer is in one of three places: *free*, in the pool's list; *filling*, in the kernel's ring or, where receives
+//! The memory belongs to a reference-counted [`Region`] that outlives the ring, the driver and every lease; where it
+//! lies is said in `memory.rs`. A buffer is in one of three places: *free*, in the pool's list; *filling*, in the kernel's ring or, where receives
 //! are attempted in user space, as the pool's current buffer; or *lent*. Each [`Lease`] holds a piece of a buffer,
 //! also while the rest of it is still filling; pieces never overlap. A buffer is free again when it is not filling
 //! any more and its last piece has ended.
@@ -14,10 +14,11 @@
 #![allow(unsafe_code)]
 
 use super::lease::Lease;
+use super::memory::Memory;
 use crossbeam_queue::ArrayQueue;
-use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::cell::{Cell, RefCell};
 use std::fmt;
+#[cfg(feature = "capi")]
 use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -43,15 +44,14 @@ impl BufferId {
 pub(crate) enum Purpose {
     /// Streams, whose bytes may be cut anywhere.
     Streams,
+    /// Streams that bring much, whose bytes can be given to the program for good.
+    Apart,
     /// Datagrams, each of which needs a buffer of its own.
     Datagrams,
 }
 
 /// Most buffers a pool can have; the kernel's buffer rings end here too.
 pub(crate) const BUFFERS_MAX: usize = 32_768;
-
-const ALIGN: usize = 16;
-const PAGE: usize = 4096;
 
 /// Most bytes that one receive in user space asks for: one connection's bytes do not keep others waiting for long.
 const PIECE_MAX: usize = 64 * 1024;
@@ -62,11 +62,7 @@ const SERVING: usize = 16 * 1024;
 
 /// The memory of a pool. Freed when the last lease, `Bytes`, ring or pool that refers to it is gone.
 pub(crate) struct Region {
-    memory: NonNull<u8>,
-    layout: Layout,
-    /// Bytes before the first buffer.
-    skipped: usize,
-    buffer_bytes: usize,
+    memory: Memory,
     /// Per buffer, the pieces that ended as `Bytes` and have not been collected.
     returned: Box<[AtomicU32]>,
     /// Buffers whose count above is not zero, each once.
@@ -83,29 +79,19 @@ unsafe impl Send for Region {}
 unsafe impl Sync for Region {}
 
 impl Region {
-    /// None if the system does not have that much memory.
-    fn new(count: usize, buffer_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) -> Option<Arc<Region>> {
-        let bytes = count.checked_mul(buffer_bytes)?.checked_add(PAGE)?;
-        // With a small alignment the zeroed pages come from the system untouched, hence lazily; the buffers begin
-        // at the first page boundary, which makes the kernel's copies cheaper.
-        let layout = Layout::from_size_align(bytes, ALIGN).ok()?;
-        // SAFETY: invariant 1 (memory rules): the layout has a size above zero, as it includes a page.
-        let memory = NonNull::new(unsafe { alloc_zeroed(layout) })?;
-        let skipped = memory.as_ptr().align_offset(PAGE).min(PAGE);
-        Some(Arc::new(Region {
+    fn new(memory: Memory, wake: Box<dyn Fn() + Send + Sync>) -> Arc<Region> {
+        let count = memory.count();
+        Arc::new(Region {
             memory,
-            layout,
-            skipped,
-            buffer_bytes,
             returned: (0..count).map(|_| AtomicU32::new(0)).collect(),
             returns: ArrayQueue::new(count),
             hungry: AtomicBool::new(false),
             wake,
-        }))
+        })
     }
 
     pub(crate) fn buffer_bytes(&self) -> usize {
-        self.buffer_bytes
+        self.memory.buffer_bytes()
     }
 
     fn count(&self) -> usize {
@@ -113,9 +99,7 @@ impl Region {
     }
 
     pub(crate) fn pointer(&self, index: u16) -> *mut u8 {
-        assert!((index as usize) < self.count(), "the pool has no buffer {index}");
-        // SAFETY: invariant 1: the index was checked, so the offset stays inside the one allocation.
-        unsafe { self.memory.as_ptr().add(self.skipped + index as usize * self.buffer_bytes) }
+        self.memory.pointer(index)
     }
 
     /// A piece comes home from wherever its `Bytes` ended.
@@ -133,16 +117,9 @@ impl Region {
     }
 }
 
-impl Drop for Region {
-    fn drop(&mut self) {
-        // SAFETY: invariant 1: the memory came from `alloc_zeroed` with this layout, and the last holder is gone.
-        unsafe { dealloc(self.memory.as_ptr(), self.layout) }
-    }
-}
-
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Region({} x {} bytes)", self.count(), self.buffer_bytes)
+        write!(f, "Region({} x {} bytes)", self.count(), self.buffer_bytes())
     }
 }
 
@@ -201,24 +178,24 @@ impl Pool {
     ///
     /// If either number is zero, `count` exceeds 32 768, or there is not enough memory.
     pub fn new(count: usize, buffer_bytes: usize, wake: Box<dyn Fn() + Send + Sync>) -> Pool {
-        Pool::try_new(Purpose::Streams, count, buffer_bytes, false, wake).expect("memory for a pool")
+        let memory = Memory::block(count, buffer_bytes).expect("memory for a pool");
+        Pool::over(memory, Purpose::Streams, false, wake)
     }
 
-    /// As [`new`](Self::new), or nothing if there is not enough memory; with `zero_on_return` a buffer is overwritten
-    /// with zeros when it comes home.
-    pub(crate) fn try_new(
+    /// A pool of these buffers; with `zero_on_return` a buffer is overwritten with zeros when it comes home.
+    pub(crate) fn over(
+        memory: Memory,
         purpose: Purpose,
-        count: usize,
-        buffer_bytes: usize,
         zero_on_return: bool,
         wake: Box<dyn Fn() + Send + Sync>,
-    ) -> Option<Pool> {
+    ) -> Pool {
+        let (count, buffer_bytes) = (memory.count(), memory.buffer_bytes());
         assert!(count > 0 && buffer_bytes > 0, "a pool needs at least one buffer of at least one byte");
         assert!(count <= BUFFERS_MAX, "a pool has at most {BUFFERS_MAX} buffers");
         assert!(u32::try_from(buffer_bytes).is_ok(), "a buffer has less than 4 GiB");
         let unused = || Buffer { place: Cell::new(Place::Free), pieces: Cell::new(0), filled: Cell::new(0) };
         let home = Home {
-            region: Region::new(count, buffer_bytes, wake)?,
+            region: Region::new(memory, wake),
             purpose,
             free: RefCell::new((0..count as u16).rev().collect()),
             buffers: (0..count).map(|_| unused()).collect(),
@@ -230,12 +207,12 @@ impl Pool {
             lent: Cell::new(0),
             returned: Cell::new(0),
         };
-        Some(Pool { home: Rc::new(home) })
+        Pool { home: Rc::new(home) }
     }
 
     /// Bytes of one buffer.
     pub fn buffer_bytes(&self) -> usize {
-        self.home.region.buffer_bytes
+        self.home.region.buffer_bytes()
     }
 
     /// Buffers in all.
@@ -285,7 +262,7 @@ impl Pool {
 
     /// Takes a free buffer whole, to receive into; nothing if none is free.
     pub(crate) fn take(&self) -> Option<BufferId> {
-        let index = self.home.free.borrow_mut().pop()?;
+        let index = self.home.take_free()?;
         let buffer = &self.home.buffers[index as usize];
         buffer.place.set(Place::Lent);
         buffer.filled.set(self.buffer_bytes() as u32);
@@ -311,7 +288,7 @@ impl Pool {
         let index = match home.current.get() {
             Some(index) => index,
             None => {
-                let index = home.free.borrow_mut().pop()?;
+                let index = home.take_free()?;
                 home.buffers[index as usize].place.set(Place::Filling);
                 home.current.set(Some(index));
                 index
@@ -333,7 +310,8 @@ impl Pool {
         let index = home.current.get().expect("there was room");
         let id = home.fill(index, bytes);
         let rest = self.buffer_bytes() - home.buffers[index as usize].filled.get() as usize;
-        if rest < REST_MIN.min(self.buffer_bytes() / 4).max(1) {
+        // What may be given away is not shared.
+        if rest < REST_MIN.min(self.buffer_bytes() / 4).max(1) || home.region.memory.is_apart() {
             home.current.set(None);
             home.stop_filling(index);
         }
@@ -356,8 +334,10 @@ impl Pool {
     pub(crate) fn move_to_kernel(&self, count: usize, mut each: impl FnMut(u16, *mut u8)) {
         let home = &*self.home;
         let mut free = home.free.borrow_mut();
-        let going = free.len().saturating_sub(count)..;
-        home.in_kernel.set(home.in_kernel.get() + free.len() - going.start);
+        let wanted = free.len().saturating_sub(count)..;
+        let ready = free[wanted].iter().rev().take_while(|index| home.region.memory.take(**index)).count();
+        home.in_kernel.set(home.in_kernel.get() + ready);
+        let going = free.len() - ready..;
         for index in free.drain(going).rev() {
             let buffer = &home.buffers[index as usize];
             buffer.place.set(Place::Filling);
@@ -425,8 +405,31 @@ impl Home {
     /// is, one that is small against its buffer.
     pub(crate) fn is_short_for(&self, bytes: usize, reserve: usize) -> bool {
         let (available, count) = (self.available(), self.buffers.len());
-        let small = bytes <= self.region.buffer_bytes / 64;
+        let small = bytes <= self.region.buffer_bytes() / 64;
         available <= (count / reserve).max(1) || (small && available < count / 2)
+    }
+
+    /// Takes the free buffer that came home last.
+    fn take_free(&self) -> Option<u16> {
+        let mut free = self.free.borrow_mut();
+        let index = *free.last()?;
+        if self.region.memory.take(index) { free.pop() } else { None }
+    }
+
+    /// Gives away the memory of a buffer of which `bytes` from its beginning are held by the caller, who is about to give
+    /// the buffer back. Nothing if others hold some of it too, if it lies with others, or if the bytes fill less than
+    /// half of it: so who holds what was given holds at most twice as much as was received.
+    #[cfg(feature = "capi")]
+    pub(crate) fn give_away(&self, index: u16, bytes: usize) -> Option<NonNull<u8>> {
+        let buffer = &self.buffers[index as usize];
+        let is_sole = buffer.place.get() == Place::Lent && buffer.pieces.get() == 1;
+        if !is_sole || bytes < self.region.buffer_bytes().div_ceil(2) {
+            return None;
+        }
+        let given = self.region.memory.give(index)?;
+        // There is nothing to erase any more.
+        buffer.filled.set(0);
+        Some(given)
     }
 
     /// Takes the next `bytes` of a buffer that is filling.
@@ -434,7 +437,7 @@ impl Home {
         let buffer = &self.buffers[index as usize];
         assert_eq!(buffer.place.get(), Place::Filling, "buffer {index} is not filling");
         let start = buffer.filled.get();
-        let rest = self.region.buffer_bytes - start as usize;
+        let rest = self.region.buffer_bytes() - start as usize;
         assert!(bytes <= rest, "a completion claims {bytes} bytes of a buffer with {rest}");
         buffer.filled.set(start + bytes as u32);
         self.cut(index, start)
@@ -482,7 +485,7 @@ impl Home {
     /// Nobody holds a piece: the buffer begins anew.
     fn wipe(&self, index: u16) {
         let filled = self.buffers[index as usize].filled.replace(0);
-        if self.zero_on_return {
+        if self.zero_on_return && filled > 0 {
             // SAFETY: invariant 1: no lease holds a piece of the buffer and the kernel does not have it; no more than
             // `filled` bytes of it have been written.
             unsafe { self.region.pointer(index).write_bytes(0, filled as usize) }

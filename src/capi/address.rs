@@ -1,6 +1,7 @@
 //! Addresses in the binary form of the original, and as it writes them.
 #![forbid(unsafe_code)]
 
+use std::io::Write;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Bytes of the longest address in binary form.
@@ -50,9 +51,48 @@ pub(super) fn address_text(address: SocketAddr) -> String {
     format!("{}:{}", address.ip(), address.port())
 }
 
+/// Writes the same into memory, as far as there is room. For IPv4 without the machinery of formats, because there may be
+/// many.
+pub(super) fn write_address(address: SocketAddr, mut room: &mut [u8]) {
+    let IpAddr::V4(ip) = address.ip() else {
+        // What finds no room is left out.
+        let _ = write!(room, "{}:{}", address.ip(), address.port());
+        return;
+    };
+    for (index, octet) in ip.octets().into_iter().enumerate() {
+        write_number(u16::from(octet), &mut room);
+        let _ = room.write(if index < 3 { b"." } else { b":" });
+    }
+    write_number(address.port(), &mut room);
+}
+
+fn write_number(number: u16, room: &mut &mut [u8]) {
+    let digits = [10_000, 1000, 100, 10, 1].map(|unit| b'0' + (number / unit % 10) as u8);
+    let zeros = digits[..4].iter().take_while(|digit| **digit == b'0').count();
+    let _ = room.write(&digits[zeros..]);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_address_is_written_as_its_text() {
+        let numbers = [0, 1, 9, 10, 99, 100, 101, 200, 255];
+        let ports = [0, 7, 80, 443, 1000, 10_000, 10_203, 65_535];
+        for (octet, port) in numbers.into_iter().flat_map(|octet| ports.map(|port| (octet, port))) {
+            let v6 = SocketAddr::from(([octet.into(), 0, 0, 0, 0, 0, 7, 1], port));
+            for address in [SocketAddr::from(([octet, 0, octet, 10], port)), v6] {
+                let mut room = [0; 63];
+                write_address(address, &mut room);
+                let text = address_text(address);
+                assert_eq!((&room[..text.len()], room[text.len()]), (text.as_bytes(), 0));
+            }
+        }
+        let mut little = [0; 4];
+        write_address("127.0.0.1:80".parse().unwrap(), &mut little);
+        assert_eq!(&little, b"127.");
+    }
 
     #[test]
     fn addresses_go_to_the_binary_form_and_back() {

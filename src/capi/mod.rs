@@ -9,7 +9,8 @@
 //! - Functions of the facade may be called from any thread, also from its callback; those of a shard only from the
 //!   thread that made it, except [`anabranch_shard_wake`](completion::anabranch_shard_wake).
 //! - What is passed in is copied; what is passed to a callback, or given by a poll, is lent until the callback returns, or
-//!   until the next poll.
+//!   until the next poll. Only [`anabranch_os_run_owning`](opensocket::anabranch_os_run_owning) gives its callback what it
+//!   gets for good.
 
 mod address;
 pub mod completion;

@@ -1,10 +1,15 @@
 //! The event facade.
 #![allow(unsafe_code)]
 
-use super::address::{BLOB_BYTES_MAX, address_from_blob, address_text, address_to_blob, blob_bytes};
+use super::address::{
+    BLOB_BYTES_MAX, address_from_blob, address_text, address_to_blob, blob_bytes, write_address,
+};
 use super::errors::{Failure, INVALID, UNKNOWN, bytes, done, guarded, text, write_text};
-use crate::api::event::{Event, InfoKind, OpenSocket, domain_name_to_ip};
+use crate::api::event::{Event, Info, InfoKind, OpenSocket, domain_name_to_ip};
+use crate::buf::Lease;
 use crate::config::Config;
+use nix::libc;
+use std::alloc::{Layout, handle_alloc_error};
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_void};
@@ -61,6 +66,32 @@ pub struct Information {
     pub name: [c_char; 64],
 }
 
+impl Information {
+    fn of(info: &Info) -> Information {
+        let mut name = [0; 64];
+        if let Some(address) = info.address {
+            // There is room for the longest, and the NUL.
+            write_address(address, &mut name[..63]);
+        }
+        Information {
+            id: info.id,
+            kind: match info.kind {
+                InfoKind::Listener => 1,
+                InfoKind::Tcp => 2,
+                InfoKind::Udp => 3,
+                InfoKind::Bound => 4,
+            },
+            uid: info.uid as u64,
+            read: info.read,
+            written: info.written,
+            read_at: info.read_at,
+            written_at: info.written_at,
+            pending: info.pending_bytes as i64,
+            name: name.map(|byte: u8| byte as c_char),
+        }
+    }
+}
+
 /// What gets events.
 pub type Callback = unsafe extern "C" fn(user: *mut c_void, message: *const Message);
 
@@ -102,7 +133,7 @@ fn with<R>(number: u64, work: impl FnOnce(&OpenSocket) -> Result<R, Failure>) ->
 /// Makes an instance; its number.
 #[unsafe(no_mangle)]
 pub extern "C" fn anabranch_os_new() -> u64 {
-    guarded(0, || Ok(add(OpenSocket::new())))
+    guarded(0, || Ok(add(OpenSocket::builder().config(Config::gives_buffers).build())))
 }
 
 /// Makes an instance with settings: the number of shards, and the backend (0 chosen, 1 io_uring, 2 readiness).
@@ -112,7 +143,7 @@ pub extern "C" fn anabranch_os_new_with(shards: c_int, backend: c_int) -> u64 {
         let backend = super::completion::backend(backend)?;
         let shards =
             usize::try_from(shards).ok().filter(|shards| (1..=128).contains(shards)).ok_or(INVALID)?;
-        let change = |config: Config| config.backend(backend);
+        let change = |config: Config| config.backend(backend).gives_buffers();
         Ok(add(OpenSocket::builder().shards(shards).config(change).build()))
     })
 }
@@ -145,6 +176,8 @@ pub extern "C" fn anabranch_os_free(os: u64) -> c_int {
 struct Receiver {
     callback: Callback,
     user: *mut c_void,
+    /// What messages point to is the callback's, to be freed by it.
+    owns: bool,
 }
 
 // SAFETY: the program promises that both may be used on the threads of the instance; see `anabranch_os_run`.
@@ -158,8 +191,27 @@ unsafe impl Send for Receiver {}
 /// instance is freed; it does not throw.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn anabranch_os_run(os: u64, callback: Option<Callback>, user: *mut c_void) -> c_int {
+    run(os, callback, user, false)
+}
+
+/// As [`anabranch_os_run`], but what is at `data` of a message comes from `malloc` and is the callback's to `free`,
+/// the address at `option` with it. Large payloads are not copied for it.
+///
+/// # Safety
+///
+/// As for [`anabranch_os_run`].
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn anabranch_os_run_owning(
+    os: u64,
+    callback: Option<Callback>,
+    user: *mut c_void,
+) -> c_int {
+    run(os, callback, user, true)
+}
+
+fn run(os: u64, callback: Option<Callback>, user: *mut c_void, owns: bool) -> c_int {
     done(|| {
-        let receiver = Receiver { callback: callback.ok_or(INVALID)?, user };
+        let receiver = Receiver { callback: callback.ok_or(INVALID)?, user, owns };
         with(os, |sockets| {
             sockets.run_each(|_| move |_: &_, event: Event| hand_over(receiver, event))?;
             Ok(())
@@ -181,7 +233,7 @@ fn hand_over(to: Receiver, event: Event) {
         option_size: 0,
     };
     let mut words = String::new();
-    let blob: [u8; BLOB_BYTES_MAX];
+    let mut blob = [0; BLOB_BYTES_MAX];
     let mut payload = None;
     message.kind = match event {
         Event::Data { data, .. } => {
@@ -205,7 +257,6 @@ fn hand_over(to: Receiver, event: Event) {
         Event::Udp { data, from, .. } => {
             payload = Some(data);
             (blob, message.option_size) = address_to_blob(from);
-            message.option = blob.as_ptr().cast();
             5
         }
         Event::Warning { pending_kib, .. } => {
@@ -213,17 +264,51 @@ fn hand_over(to: Receiver, event: Event) {
             6
         }
     };
-    if let Some(payload) = &payload {
-        (message.data, message.size) = (payload.as_ptr().cast(), payload.len());
-    }
     if !words.is_empty() {
         let end = (0..=words.len().min(TEXT_BYTES_MAX)).rev().find(|end| words.is_char_boundary(*end));
         words.truncate(end.unwrap_or(0));
         words.push('\0');
-        (message.data, message.size) = (words.as_ptr().cast(), words.len());
+        payload = Some(Lease::from_bytes(words.into()));
     }
-    // SAFETY: the promise made to `anabranch_os_run`; what the message points to lives until this function returns.
+    if let Some(lease) = &payload {
+        (message.data, message.size) = (lease.as_ptr().cast(), lease.len());
+        if message.option_size > 0 {
+            message.option = blob.as_ptr().cast();
+        }
+    }
+    if to.owns {
+        payload.take().into_iter().for_each(|lease| own(&mut message, lease));
+    }
+    // SAFETY: the promise made to `anabranch_os_run`; what the message points to is the callback's now, or else `payload`,
+    // which lives until after it.
     unsafe { (to.callback)(to.user, &raw const message) };
+    drop(payload);
+}
+
+/// Makes what a message points to the callback's: the buffer that was received into, if there is one that
+/// [can be given away](Lease::into_malloced), else a copy.
+fn own(message: &mut Message, lease: Lease) {
+    let lease = match lease.into_malloced() {
+        Ok(memory) => return message.data = memory.as_ptr().cast(),
+        Err(lease) => lease,
+    };
+    // One byte more, so that an empty datagram has memory, too.
+    let size = lease.len() + message.option_size + 1;
+    // SAFETY: a size above zero.
+    let memory = unsafe { libc::malloc(size) }.cast::<c_char>();
+    if memory.is_null() {
+        handle_alloc_error(Layout::array::<u8>(size).unwrap_or(Layout::new::<u8>()));
+    }
+    // SAFETY: the memory has room for both, and is nobody else's; the address is there if it has a size.
+    unsafe {
+        memory.copy_from_nonoverlapping(lease.as_ptr().cast(), lease.len());
+        if message.option_size > 0 {
+            let behind = memory.add(lease.len());
+            behind.copy_from_nonoverlapping(message.option, message.option_size);
+            message.option = behind;
+        }
+    }
+    message.data = memory;
 }
 
 /// Longest text of an event; those of the system are ASCII.
@@ -459,33 +544,20 @@ pub unsafe extern "C" fn anabranch_os_socket_info(os: u64, room: *mut Informatio
         if room.is_null() && max > 0 {
             return Err(INVALID);
         }
-        let all = with(os, |sockets| Ok(sockets.socket_info()))?;
-        for (index, info) in all.iter().take(max).enumerate() {
-            let mut name = [0; 64];
-            let text = info.address.map(address_text).unwrap_or_default();
-            for (to, from) in name[..63].iter_mut().zip(text.bytes()) {
-                *to = from as c_char;
+        with(os, |sockets| {
+            if max == 0 {
+                return Ok(sockets.info_count() as isize);
             }
-            let information = Information {
-                id: info.id,
-                kind: match info.kind {
-                    InfoKind::Listener => 1,
-                    InfoKind::Tcp => 2,
-                    InfoKind::Udp => 3,
-                    InfoKind::Bound => 4,
-                },
-                uid: info.uid as u64,
-                read: info.read,
-                written: info.written,
-                read_at: info.read_at,
-                written_at: info.written_at,
-                pending: info.pending_bytes as i64,
-                name,
-            };
-            // SAFETY: the caller's promise; the index is below `max`.
-            unsafe { room.add(index).write(information) };
-        }
-        Ok(all.len() as isize)
+            let mut count = 0;
+            sockets.each_info(|info| {
+                if count < max {
+                    // SAFETY: the caller's promise; the index is below `max`.
+                    unsafe { room.add(count).write(Information::of(&info)) };
+                }
+                count += 1;
+            });
+            Ok(count as isize)
+        })
     })
 }
 

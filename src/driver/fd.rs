@@ -6,10 +6,10 @@
 #![allow(unsafe_code)]
 
 use super::sys::descriptor::Descriptor;
+use super::sys::os::Raw;
 use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::mem::offset_of;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::ptr::NonNull;
 use std::rc::Rc;
 
@@ -180,6 +180,11 @@ impl FdRef {
         self.shared().fd.as_ref().expect("a live descriptor is open")
     }
 
+    /// What the system knows it by.
+    pub(crate) fn raw(&self) -> Raw {
+        self.descriptor().raw()
+    }
+
     /// The descriptor leaves the driver's care though somebody still holds it.
     pub(crate) fn leave(&self, census: &Census) {
         if !self.shared().left.replace(true) {
@@ -229,18 +234,6 @@ impl fmt::Debug for FdRef {
     }
 }
 
-impl AsFd for FdRef {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        self.descriptor().as_fd()
-    }
-}
-
-impl AsRawFd for FdRef {
-    fn as_raw_fd(&self) -> RawFd {
-        self.as_fd().as_raw_fd()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -280,7 +273,7 @@ mod tests {
         let fds: Vec<_> = (0..3).map(|_| open(&census)).collect();
         let weak = Rc::downgrade(&census);
         drop(census);
-        assert!(fds.iter().all(|fd| fd.descriptor().as_fd().try_clone_to_owned().is_ok()));
+        assert!(fds.iter().all(|fd| fd.descriptor().to_file().is_ok()));
         drop(fds);
         assert!(weak.upgrade().is_none(), "the last descriptor takes the census with it");
     }
@@ -297,7 +290,7 @@ mod tests {
             index % 8 != 0
         });
         fds.extend((fds.len()..CHUNK_PLACES + 1).map(|_| open(&census)));
-        let numbers: std::collections::HashSet<_> = fds.iter().map(FdRef::as_raw_fd).collect();
+        let numbers: std::collections::HashSet<_> = fds.iter().map(FdRef::raw).collect();
         assert_eq!(numbers.len(), fds.len(), "each reference names a descriptor of its own");
         assert!(fds.iter().all(FdRef::is_unique));
         assert_eq!(fds.iter().filter_map(FdRef::registration).collect::<Vec<_>>(), [7]);

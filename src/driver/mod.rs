@@ -86,7 +86,8 @@ impl Driver {
             .and_then(|()| config.spin.check())
             .map_err(|text| io::Error::new(io::ErrorKind::InvalidInput, text))?;
         let (mut backend, report) = Backend::new(config)?;
-        let pools = match Pools::new(config, backend.stream_buffers(limits), backend.wake()) {
+        let apart = config.gives_buffers && backend.serves_apart(limits.apart_buffers().0);
+        let pools = match Pools::new(config, backend.stream_buffers(limits), apart, backend.wake()) {
             Ok(pools) => pools,
             Err(error) => {
                 backend.release();
@@ -119,6 +120,11 @@ impl Driver {
     /// The pool that standing receives of streams fill.
     pub fn pool(&self) -> &Pool {
         &self.pools.streams
+    }
+
+    /// Whether streams can receive into buffers that can be given away.
+    pub(crate) fn gives_buffers(&self) -> bool {
+        self.pools.apart.is_some()
     }
 
     /// The pool that datagrams are received into, once there is one.
@@ -191,6 +197,7 @@ impl Driver {
             return Err(fd);
         }
         self.backend.forget(&fd);
+        self.backend.give_away(&fd);
         let fd = fd.into_owned()?;
         let _ = fd.set_nonblocking(false);
         Ok(fd)
@@ -338,6 +345,20 @@ impl Driver {
         }
         self.lower(lowered);
         waited
+    }
+
+    /// Whether a send is a call like any other here: then one that has nothing to wait for is made at once, rather than
+    /// through a slot and a completion.
+    #[inline]
+    pub(crate) fn sends_by_calls(&self) -> bool {
+        self.backend.sends_by_calls()
+    }
+
+    /// Counts such a call as an operation.
+    #[inline]
+    pub(crate) fn count_call(&mut self) {
+        self.submitted += 1;
+        self.completed += 1;
     }
 
     /// The longest time for which it pays to look for news before a wait; none where looking is not cheap.

@@ -108,6 +108,9 @@ mod tests {
 
     #[test]
     fn no_more_pipes_are_lent_than_the_bound_says_and_few_are_kept() {
+        if Pipe::open(4096).is_err() {
+            return; // There are none here.
+        }
         let pipes = pipes(3, 1);
         let lent: Vec<_> = (0..4).filter_map(|_| pipes.lend()).collect();
         assert_eq!(lent.len(), 3);

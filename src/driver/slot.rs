@@ -7,6 +7,7 @@
 #![allow(unsafe_code)]
 
 use super::op::Op;
+use super::sys::os::libc;
 use super::token::Token;
 use crate::error::Full;
 use slab::Slab;
@@ -16,9 +17,9 @@ use std::mem::MaybeUninit;
 /// What the kernel may read or write for an operation besides its buffers.
 #[repr(C)]
 pub(crate) struct Scratch {
-    pub(crate) header: nix::libc::msghdr,
-    pub(crate) vector: nix::libc::iovec,
-    pub(crate) address: nix::libc::sockaddr_storage,
+    pub(crate) header: libc::msghdr,
+    pub(crate) vector: libc::iovec,
+    pub(crate) address: libc::sockaddr_storage,
 }
 
 /// An operation in flight.

@@ -1,18 +1,17 @@
 //! Fan-out: one payload for many connections of a shard.
 //!
-//! The members of a broadcast are a list of endpoint ids. A broadcast goes over it once, while the shard is borrowed
-//! once: each connection that has room gets one more reference to the bytes into its outbound queue, and all of them
-//! leave with the submissions of the turn. No member is waited for and none is woken.
+//! The members of a broadcast are a list of endpoint ids. A broadcast, of one message or of several, goes over it once,
+//! while the shard is borrowed once: each connection that has room gets one more reference to the bytes into its
+//! outbound queue, and all of them leave with the submissions of the turn. No member is waited for and none is woken.
 #![forbid(unsafe_code)]
 
 use super::endpoint::{Close, EndpointId};
 use super::state::State;
-use super::stream::{Offer, Taken};
+use super::stream::{Gone, Offer, Piece, Taken};
 use super::waiter::Waiter;
 use crate::buf::{Block, Payload};
 use crate::error::Error;
 use std::collections::HashMap;
-use std::ops::Range;
 use std::rc::Rc;
 
 /// What happens to a member that does not keep up: whose backlog has no room for the next message.
@@ -35,7 +34,7 @@ pub enum Slow {
 #[derive(Debug, Default)]
 #[must_use = "it tells who lost messages and who is no member any more"]
 pub struct Delivered {
-    /// Members into whose queue the payload went.
+    /// Members into whose queue the message went; of several, at least one of them.
     pub queued: usize,
     /// Messages that members lost through this broadcast: the new ones, or older ones that had to make room. One for each
     /// member that lost it.
@@ -80,6 +79,8 @@ pub(crate) struct Members {
     departed: Vec<Departed>,
     /// Small messages of this turn.
     gathered: Rc<Block>,
+    /// Empty; kept so that a broadcast allocates nothing.
+    pieces: Vec<Piece>,
     /// Above so many members the list is searched for those that have gone.
     sweep_at: usize,
     pub(crate) backlog_bytes_max: usize,
@@ -100,6 +101,7 @@ impl Members {
             places: HashMap::new(),
             departed: Vec::new(),
             gathered: Block::gathered(),
+            pieces: Vec::new(),
             sweep_at: SWEEP_MIN,
             backlog_bytes_max,
             slow: Slow::default(),
@@ -175,13 +177,18 @@ impl State {
         members.sweep_at = (members.len() * 2).max(SWEEP_MIN);
     }
 
-    /// Offers a payload of `messages` messages to every member.
-    pub(crate) fn broadcast(&mut self, members: &mut Members, payload: Payload, messages: u32) -> Delivered {
-        let (block, range) = self.share(members, payload, messages);
+    /// Offers messages to every member, some of which may stand for several that stay together: payloads with their
+    /// numbers of messages.
+    pub(crate) fn broadcast(
+        &mut self,
+        members: &mut Members,
+        messages: impl Iterator<Item = (Payload, u32)>,
+    ) -> Delivered {
+        let mut pieces = std::mem::take(&mut members.pieces);
+        messages.for_each(|(payload, messages)| self.gather(members, payload, messages, &mut pieces));
         let limits = &self.engine.limits;
         let offer = Offer {
-            block,
-            range,
+            pieces,
             backlog_bytes_max: members.backlog_bytes_max.min(limits.outbound_bytes_max),
             quota_bytes: limits.outbound_bytes_total_max / members.len().max(1),
             slow: members.slow,
@@ -191,20 +198,17 @@ impl State {
         while let Some(member) = members.list.get_mut(place) {
             let id = member.id;
             let taken = self
-                .stream(id, |stream, core, engine| stream.take(core, engine, &offer))
-                .unwrap_or(Taken::Gone(None));
-            let lost = match taken {
-                Taken::Queued(lost) => {
-                    delivered.queued += 1;
-                    lost
-                }
-                Taken::Refused => u64::from(messages),
-                Taken::Gone(error) => {
+                .stream(id, |stream, core, engine| stream.take_all(core, engine, &offer))
+                .unwrap_or(Err(Gone(None)));
+            let Taken { queued, lost } = match taken {
+                Ok(taken) => taken,
+                Err(Gone(error)) => {
                     members.depart(id, error.map_or(Departure::Closed, Departure::Failed));
                     continue;
                 }
             };
             place += 1;
+            delivered.queued += usize::from(queued);
             if lost > 0 {
                 member.dropped += lost;
                 delivered.dropped += lost;
@@ -218,16 +222,22 @@ impl State {
         members.dropped += delivered.dropped;
         self.engine.messages_dropped += delivered.dropped;
         delivered.departed = std::mem::take(&mut members.departed);
-        // The last holder may be this one, and the bytes' owner foreign code (invariant 12).
-        self.engine.drop_payload(Payload::part(offer.block, offer.range));
+        members.pieces = offer.pieces;
+        for Piece { block, range } in members.pieces.drain(..) {
+            // The last holder may be this one, and the bytes' owner foreign code (invariant 12).
+            self.engine.drop_payload(Payload::part(block, range));
+        }
         delivered
     }
 
-    /// The payload as a part of a block: of the one that is gathered in this turn if it is small.
-    fn share(&mut self, members: &mut Members, payload: Payload, messages: u32) -> (Rc<Block>, Range<usize>) {
-        if payload.len() > GATHER_BYTES_MAX {
-            let range = 0..payload.len();
-            return (Block::of(payload, messages), range);
+    /// Puts a payload behind `pieces`: into the block that is gathered in this turn if it is small.
+    fn gather(&mut self, members: &mut Members, payload: Payload, messages: u32, pieces: &mut Vec<Piece>) {
+        let len = payload.len();
+        if len == 0 {
+            return self.engine.drop_payload(payload);
+        }
+        if len > GATHER_BYTES_MAX {
+            return pieces.push(Piece { block: Block::of(payload, messages), range: 0..len });
         }
         let range = match members.gathered.append(&payload, messages) {
             Some(range) => range,
@@ -238,6 +248,9 @@ impl State {
             }
         };
         self.engine.drop_payload(payload);
-        (Rc::clone(&members.gathered), range)
+        match pieces.last_mut() {
+            Some(last) if Rc::ptr_eq(&last.block, &members.gathered) => last.range.end = range.end,
+            _ => pieces.push(Piece { block: Rc::clone(&members.gathered), range }),
+        }
     }
 }

@@ -127,7 +127,7 @@ impl Builder {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "a group needs at least one shard"));
         }
         let limits = &self.config.limits;
-        sys::socket::reserve_descriptors(limits.endpoints_max.min(DESCRIPTORS_RESERVED_MAX));
+        sys::os::reserve_descriptors(limits.endpoints_max.min(DESCRIPTORS_RESERVED_MAX));
         let blocking =
             BlockingPool::new(limits.blocking_threads_max, limits.blocking_queue_max, Duration::from_secs(5));
         let shared = Arc::new(Shared::new(count, blocking));

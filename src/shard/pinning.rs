@@ -1,7 +1,8 @@
 //! Which shard of a group runs on which processor, and which ones share one.
 #![forbid(unsafe_code)]
 
-/// Which processor each shard's thread runs on.
+/// Which processor each shard's thread runs on. Done on Linux and on Windows, where the numbers are those of the group of
+/// processors that a thread begins in; elsewhere shards run unpinned.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Pinning {

@@ -7,10 +7,12 @@
 use super::endpoint::EndpointId;
 use super::remote::Remote;
 use crate::driver::FdRef;
+use crate::driver::sys::os::HAS_SHARED_PORTS;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// How connections are spread over the shards of a group.
+/// How connections are spread over the shards of a group. On Windows, where sockets cannot share a port, it is always
+/// [`OneAcceptor`](Self::OneAcceptor).
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[non_exhaustive]
 pub enum Distribution {
@@ -50,6 +52,7 @@ impl Group {
     pub(crate) fn new(shards: usize, distribution: Distribution) -> Arc<Group> {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
         let key = NEXT.fetch_add(1, Ordering::Relaxed) as u64;
+        let distribution = if HAS_SHARED_PORTS { distribution } else { Distribution::OneAcceptor };
         let member = || Member {
             group: key,
             live: AtomicUsize::new(0),
@@ -267,7 +270,7 @@ mod tests {
         });
         let live = group.live();
         assert!(is_balanced(&live), "{live:?}");
-        assert_eq!(live.iter().sum::<usize>(), kept.iter().map(Vec::len).sum());
+        assert_eq!(live.iter().sum::<usize>(), kept.iter().map(Vec::len).sum::<usize>());
     }
 
     #[test]

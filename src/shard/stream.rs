@@ -10,7 +10,7 @@ mod fanout;
 mod outbound;
 
 use self::fanout::Fan;
-pub(crate) use fanout::{Offer, Taken};
+pub(crate) use fanout::{Gone, Offer, Piece, Taken};
 
 use super::endpoint::{Common, EndpointId, Farewell};
 use super::engine::Engine;
@@ -18,11 +18,17 @@ use super::event::Event;
 use super::list::List;
 use super::waiter::Waiter;
 use crate::buf::{Lease, Payload};
+use crate::config::APART_BYTES;
 use crate::driver::completion::{Completion, Done, Received};
 use crate::driver::op::{Connect, Op, RecvMulti, Send, SendMsg, Shutdown};
 use crate::driver::{FdRef, Rare, Token};
 use crate::error::{Error, Full};
 use socket2::SockAddr;
+
+/// After a piece as large as that, receives fill buffers that can be given away: half of such a buffer.
+const LARGE_BYTES: usize = APART_BYTES / 2;
+/// So many smaller pieces in a row end it.
+const SMALL_PIECES: u8 = 16;
 
 /// The state of a connection: what each message touches, and the rest in a box that idle connections do without.
 #[derive(Default)]
@@ -47,6 +53,10 @@ pub(crate) struct Stream {
     end_held: bool,
     /// The descriptor is about to be given away: no receive is armed any more.
     leaving: bool,
+    /// Receives fill buffers that can be given away.
+    apart: bool,
+    /// Pieces in a row that were too small for that.
+    small: u8,
     cold: Option<Box<Cold>>,
 }
 
@@ -271,7 +281,7 @@ impl Stream {
         if self.standing != Standing::Idle || !wanted || self.end_held || self.is_inbound_high(engine) {
             return;
         }
-        self.receive = core.submit(engine, RecvMulti { socket: core.fd().clone() }).ok();
+        self.receive = core.submit(engine, RecvMulti { socket: core.fd().clone(), apart: self.apart }).ok();
         self.standing = if self.receive.is_some() { Standing::Armed } else { Standing::Waiting };
     }
 
@@ -297,6 +307,9 @@ impl Stream {
         match received {
             Received::Data(lease) => {
                 engine.bytes_in += lease.len() as u64;
+                if engine.driver.gives_buffers() {
+                    self.suit(engine, lease.len());
+                }
                 if core.is_open() {
                     self.deliver(core, engine, lease);
                 }
@@ -312,6 +325,17 @@ impl Stream {
         let wanted = !self.reader.is_none() || self.inbound_bytes > 0;
         if !more && wanted && self.is_inbound_low(engine) {
             self.arm(core, engine);
+        }
+    }
+
+    /// A stream that brings much receives into buffers that can be given away, one to a receive; others share buffers,
+    /// which are warmer and take many messages each. To change that costs arming the receive anew.
+    fn suit(&mut self, engine: &mut Engine, bytes: usize) {
+        let is_large = bytes >= LARGE_BYTES;
+        self.small = if is_large { 0 } else { self.small.saturating_add(1) };
+        if self.apart != is_large && (is_large || self.small >= SMALL_PIECES) {
+            self.apart = is_large;
+            self.disarm(engine);
         }
     }
 
@@ -360,6 +384,8 @@ impl Stream {
     fn on_starved(&mut self, core: &mut Common, engine: &mut Engine) {
         self.standing = Standing::Waiting;
         self.receive = None;
+        // What is fed next are shared buffers.
+        self.apart = false;
         engine.starve(core.id);
         if self.leaving {
             self.reader.wake(engine);

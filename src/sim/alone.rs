@@ -9,9 +9,9 @@
 use super::{Faults, World};
 use crate::config::Config;
 use crate::driver::op::Direction;
+use crate::driver::sys::os::libc;
 use crate::driver::sys::sim::{self, Machine, OpenOptions, Settings, Simulation, World as Network};
 use crate::driver::{Descriptor, Host};
-use nix::libc;
 use socket2::{Domain, SockAddr};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Shutdown, SocketAddr};

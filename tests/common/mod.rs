@@ -9,6 +9,25 @@ pub(crate) mod program;
 use anabranch::{Backend, Capability, Config, Counters, Script, Shard};
 use std::sync::OnceLock;
 
+/// Whether Windows is played by Wine, which tells some things in another way; `scripts/windows.sh` says so.
+pub(crate) fn is_wine() -> bool {
+    cfg!(windows) && std::env::var_os("ANABRANCH_TEST_WINE").is_some()
+}
+
+/// The number of the error that a file is not open for that.
+#[cfg(unix)]
+pub(crate) const BAD_FILE: i32 = nix::libc::EBADF;
+/// The same of Windows, ERROR_ACCESS_DENIED.
+#[cfg(windows)]
+pub(crate) const BAD_FILE: i32 = 5;
+
+/// The number of the error that a datagram is too long.
+#[cfg(unix)]
+pub(crate) const TOO_LONG: i32 = nix::libc::EMSGSIZE;
+/// The same of Winsock, WSAEMSGSIZE.
+#[cfg(windows)]
+pub(crate) const TOO_LONG: i32 = 10040;
+
 /// Whether io_uring can be used here; says so once, loudly, if not.
 pub(crate) fn has_uring() -> bool {
     static HAS: OnceLock<bool> = OnceLock::new();
@@ -26,23 +45,49 @@ pub(crate) fn has_uring() -> bool {
 }
 
 /// The system's own backends, by name.
+#[cfg(windows)]
+pub(crate) fn real_backends() -> Vec<(String, Config)> {
+    vec![("iocp".to_owned(), Config::new().backend(Backend::Iocp))]
+}
+
+/// The system's own backends, by name.
+#[cfg(unix)]
 pub(crate) fn real_backends() -> Vec<(String, Config)> {
     let mut all = vec![("readiness".to_owned(), Config::new().backend(Backend::Readiness))];
     if has_uring() {
-        all.push(("uring".to_owned(), Config::new().backend(Backend::Uring)));
+        all.push(plain_or_asked_for());
     }
     all
 }
 
-/// io_uring with one capability masked off at a time.
+/// io_uring as it comes, or the variant that `ANABRANCH_TEST_BACKEND` names in its place, so that tests of the system's
+/// own backends run on that, too.
+fn plain_or_asked_for() -> (String, Config) {
+    let only = only();
+    let asked_for = variants().into_iter().find(|(name, _)| *name == only);
+    asked_for.unwrap_or_else(|| ("uring".to_owned(), Config::new().backend(Backend::Uring)))
+}
+
+/// io_uring with one capability masked off at a time, with all of them, and restricted to what it needs.
+fn variants() -> Vec<(String, Config)> {
+    let ring = || Config::new().backend(Backend::Uring);
+    let masked = |capability| (format!("uring without {capability}"), ring().without(capability));
+    let mut all: Vec<_> = Capability::ALL.into_iter().map(masked).collect();
+    all.push((
+        "uring without anything".to_owned(),
+        Capability::ALL.into_iter().fold(ring(), Config::without),
+    ));
+    all.push(("uring hardened".to_owned(), ring().hardened(true)));
+    all
+}
+
+/// The variants of io_uring that [`real_backends`] has not.
 pub(crate) fn masked_backends() -> Vec<(String, Config)> {
     if !has_uring() {
         return Vec::new();
     }
-    let masked = |capability: Capability| {
-        (format!("uring without {capability}"), Config::new().backend(Backend::Uring).without(capability))
-    };
-    Capability::ALL.into_iter().map(masked).collect()
+    let (taken, _) = plain_or_asked_for();
+    variants().into_iter().filter(|(name, _)| *name != taken).collect()
 }
 
 /// The scripted backend, calm and rough.
@@ -151,12 +196,22 @@ pub(crate) fn every_backend() -> Vec<(String, Config)> {
     all
 }
 
+/// What `ANABRANCH_TEST_BACKEND` limits the tests to.
+fn only() -> String {
+    std::env::var("ANABRANCH_TEST_BACKEND").unwrap_or_default()
+}
+
+/// Whether a backend of this name is to be tested: it is the one asked for, or of that kind.
+fn is_asked_for(name: &str, only: &str) -> bool {
+    only.is_empty() || name == only || name.starts_with(&format!("{only} "))
+}
+
 /// Runs a test on each of `backends` and says which it covered; a panic names the backend.
 ///
-/// `ANABRANCH_TEST_BACKEND=simulation` runs only those whose name begins so.
+/// `ANABRANCH_TEST_BACKEND=simulation` runs only those of that kind, `ANABRANCH_TEST_BACKEND="uring hardened"` only that.
 pub(crate) fn on(backends: Vec<(String, Config)>, test: impl Fn(Config)) {
-    let only = std::env::var("ANABRANCH_TEST_BACKEND").unwrap_or_default();
-    for (name, config) in backends.into_iter().filter(|(name, _)| name.starts_with(&only)) {
+    let only = only();
+    for (name, config) in backends.into_iter().filter(|(name, _)| is_asked_for(name, &only)) {
         peer::enter(&config);
         let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(config)));
         if let Err(panic) = outcome {

@@ -44,12 +44,31 @@ pub(crate) fn anywhere() -> SocketAddr {
     SocketAddr::from(([127, 0, 0, 1], 0))
 }
 
+/// An address where nobody listens. A port that was free a moment ago may be another test's by now.
+pub(crate) fn nobody() -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], 1))
+}
+
 /// Two ends of a TCP connection, both on the current shard.
 pub(crate) async fn pair() -> (TcpStream, TcpStream) {
     let listener = TcpListener::bind(anywhere()).await.unwrap();
     let ours = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
     let (theirs, _) = listener.accept().await.unwrap();
     (ours, theirs)
+}
+
+#[cfg(windows)]
+pub(crate) use anabranch::net::TcpStream as LocalStream;
+/// A connection within the machine: a Unix socket, or where there are none a TCP one.
+#[cfg(unix)]
+pub(crate) use anabranch::net::UnixStream as LocalStream;
+
+/// Two ends of such a connection, both on the current shard.
+pub(crate) async fn local_pair() -> (LocalStream, LocalStream) {
+    #[cfg(unix)]
+    return LocalStream::pair().unwrap();
+    #[cfg(windows)]
+    return pair().await;
 }
 
 /// A TCP connection of the current shard, and its blocking other end.
@@ -66,6 +85,14 @@ pub(crate) fn std_pair() -> (peer::TcpStream, peer::TcpStream) {
     theirs.set_read_timeout(Some(PATIENCE)).unwrap();
     theirs.set_nodelay(true).unwrap();
     (ours, theirs)
+}
+
+/// Checks that a connection has been reset. Wine forgets a reset that comes before somebody receives, and tells the end.
+pub(crate) fn assert_reset<T: std::fmt::Debug>(received: io::Result<T>) {
+    match received {
+        Ok(_) if super::is_wine() => println!("NOT COVERED: a reset, which Wine told as an end"),
+        other => assert_eq!(other.unwrap_err().kind(), io::ErrorKind::ConnectionReset),
+    }
 }
 
 /// Closes a blocking stream with a reset.
@@ -186,6 +213,24 @@ pub(crate) fn in_child(test: &str, variables: &[(&str, &str)]) -> Output {
     command.args([test, "--exact", "--nocapture", "--test-threads=1"]).env(CHILD, "1");
     command.envs(variables.iter().copied());
     command.output().expect("the test can be run once more")
+}
+
+/// Lets this process have as many descriptors as it may, up to 65 536; how many it may have.
+#[cfg(unix)]
+pub(crate) fn raise_descriptors() -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of descriptors");
+    let wanted = hard.min(65_536);
+    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() {
+        return wanted as usize;
+    }
+    soft as usize
+}
+
+/// Handles have no limit that matters here.
+#[cfg(windows)]
+pub(crate) fn raise_descriptors() -> usize {
+    65_536
 }
 
 /// Runs `body` in a process of its own, where it may change what belongs to the whole process.

@@ -15,6 +15,27 @@ use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+#[cfg(windows)]
+pub(crate) use std::net::{TcpListener as SystemListener, TcpStream as SystemStream};
+/// The system's Unix sockets. Where it has none, a connection over the loopback interface is as good for most tests; the
+/// others do not run there.
+#[cfg(unix)]
+pub(crate) use std::os::unix::net::{UnixListener as SystemListener, UnixStream as SystemStream};
+
+/// Two ends of such a connection.
+#[cfg(unix)]
+pub(crate) fn system_pair() -> io::Result<(SystemStream, SystemStream)> {
+    SystemStream::pair()
+}
+
+/// Two ends of such a connection.
+#[cfg(windows)]
+pub(crate) fn system_pair() -> io::Result<(SystemStream, SystemStream)> {
+    let listener = SystemListener::bind((std::net::Ipv4Addr::LOCALHOST, 0))?;
+    let near = SystemStream::connect(listener.local_addr()?)?;
+    Ok((near, listener.accept()?.0))
+}
+
 thread_local! {
     #[cfg(feature = "sim")]
     static MACHINE: RefCell<Option<Alone>> = const { RefCell::new(None) };
@@ -139,8 +160,8 @@ peers! {
     TcpStream std::net::TcpStream;
     TcpListener std::net::TcpListener;
     UdpSocket std::net::UdpSocket;
-    UnixStream std::os::unix::net::UnixStream;
-    UnixListener std::os::unix::net::UnixListener;
+    UnixStream SystemStream;
+    UnixListener SystemListener;
     FreshSocket socket2::Socket;
 }
 
@@ -322,16 +343,17 @@ impl UnixStream {
             let (a, b) = machine.pair()?;
             (UnixStream::Simulated(a), UnixStream::Simulated(b))
         }, {
-            let (a, b) = std::os::unix::net::UnixStream::pair()?;
+            let (a, b) = system_pair()?;
             (UnixStream::Real(a), UnixStream::Real(b))
         })
     }
 }
 
+#[cfg(unix)]
 impl UnixListener {
     pub(crate) fn bind(path: &Path) -> io::Result<UnixListener> {
         here!(machine => UnixListener::Simulated(machine.listen(&SockAddr::unix(path)?, 128)?),
-            UnixListener::Real(std::os::unix::net::UnixListener::bind(path)?))
+            UnixListener::Real(SystemListener::bind(path)?))
     }
 
     pub(crate) fn accept(&self) -> io::Result<UnixStream> {

@@ -13,12 +13,16 @@ pub(crate) fn program(name: &str) -> PathBuf {
         let test = std::env::current_exe().expect("a test has a path");
         let profile = test.ancestors().nth(2).expect("tests are in <profile>/deps").to_owned();
         let directory = profile.join("examples");
-        if !examples().iter().all(|example| is_fresh(&directory.join(example))) {
+        if !examples().iter().all(|example| is_fresh(&directory.join(file_name(example)))) {
             build(&profile);
         }
         directory
     });
-    directory.join(name)
+    directory.join(file_name(name))
+}
+
+fn file_name(example: &str) -> String {
+    format!("{example}{}", std::env::consts::EXE_SUFFIX)
 }
 
 /// The names of all examples.

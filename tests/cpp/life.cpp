@@ -1,6 +1,17 @@
 // What a program may rely on at its start, at its end, and with several threads and instances. Prints what does not hold,
 // and gives the number of it.
+#include "opensocket.h"
+#ifdef _FCNTL_H
+#error "fcntl.h has a function that is called as the namespace"
+#endif
+
+#include <signal.h>
 #include <stdio.h>
+#include <sys/socket.h>
+#include <unistd.h>
+#ifdef __linux__
+#include <malloc.h>
+#endif
 
 #include <atomic>
 #include <memory>
@@ -8,8 +19,6 @@
 #include <string>
 #include <thread>
 #include <vector>
-
-#include "opensocket.h"
 
 using open::OpenSocket;
 using open::OpenSocketMsg;
@@ -149,14 +158,110 @@ static void checkGenerations()
     check(info.type_ == OpenSocket::EInfoUnknow && OpenSocketMsg().type_ == OpenSocket::ESocketClose, "defaults");
 }
 
+// What is received arrives in memory that the system wrote to, if it is not much larger; else it is copied.
+static std::atomic<int> wholeMessages(0), givenMessages(0), wastefulMessages(0), pieces(0);
+static OpenSocket* giver = NULL;
+
+static void onGiven(const OpenSocketMsg* message)
+{
+    std::unique_ptr<const OpenSocketMsg> msg(message);
+    if (msg->type_ == OpenSocket::ESocketAccept) giver->start(2, msg->ud_);
+    if (msg->type_ == OpenSocket::ESocketOpen && msg->uid_ == 3) giver->send(msg->fd_, std::string(9000, 'x'));
+    if (msg->type_ != OpenSocket::ESocketData) return;
+#ifdef __GLIBC__
+    size_t memory = malloc_usable_size(msg->buffer_);
+    if (memory > 2 * msg->size() + 64) ++wastefulMessages;
+    if (msg->size() == 9000) ++wholeMessages;
+    if (msg->size() == 9000 && memory > 17000) ++givenMessages;
+#endif
+    // Large ones first, small ones later; each after the one before has come back.
+    if (msg->uid_ == 2 || ++pieces < 100) giver->send(msg->fd_, pieces < 50 ? std::string(9000, 'x') : "small");
+}
+
+static void checkGiven()
+{
+    giver = new OpenSocket;
+    giver->run(onGiven);
+    int listener = giver->listen(1, "127.0.0.1", 0, 16);
+    giver->start(1, listener);
+    giver->connect(3, "127.0.0.1", portOf(*giver, listener));
+    check(within(pieces, 100), "messages go back and forth");
+    delete giver;
+    check(wastefulMessages == 0, "no message holds twice the memory it needs");
+    // The first of each side finds the sockets expecting little.
+    check(givenMessages >= wholeMessages - 2, "large messages are not copied");
+#ifdef __GLIBC__
+    check(wholeMessages > 10, "large messages arrive whole");
+#endif
+}
+
+// Descriptors of the program's: a pipe is read to its end, each datagram is one message, and a peer that is gone raises
+// no signal.
+static OpenSocket* binder = NULL;
+static std::string piped;
+static std::atomic<int> boundData(0), boundCloses(0);
+
+static void onBound(const OpenSocketMsg* message)
+{
+    std::unique_ptr<const OpenSocketMsg> msg(message);
+    if (msg->type_ == OpenSocket::ESocketOpen) check(std::string(msg->info()) == "binding", "it is bound");
+    if (msg->type_ == OpenSocket::ESocketClose) ++boundCloses;
+    if (msg->type_ != OpenSocket::ESocketData) return;
+    piped.append(msg->data(), msg->size()).append("|");
+    ++boundData;
+}
+
+static void checkBound()
+{
+    signal(SIGPIPE, SIG_DFL);
+    int in[2], out[2], packets[2], stream[2];
+    check(pipe(in) == 0 && pipe(out) == 0 && socketpair(AF_UNIX, SOCK_DGRAM, 0, packets) == 0 &&
+              socketpair(AF_UNIX, SOCK_STREAM, 0, stream) == 0,
+          "descriptors");
+    binder = new OpenSocket;
+    binder->run(onBound);
+    check(binder->bind(4, in[0]) == 1 && write(in[1], "text", 4) == 4 && within(boundData, 1), "a pipe is read");
+    check(close(in[1]) == 0 && within(boundCloses, 1), "the end of a pipe");
+    int fd = binder->bind(4, packets[0]);
+    check(::send(packets[1], "one", 3, 0) == 3 && within(boundData, 2), "a datagram is received");
+    check(::send(packets[1], "two", 3, 0) == 3 && within(boundData, 3), "and another");
+    check(piped == "text|one|two|", "each is a message");
+    char got[16];
+    check(binder->send(fd, "a") == 0 && binder->send(fd, "bc") == 0, "datagrams are sent");
+    check(recv(packets[1], got, sizeof got, 0) == 1 && recv(packets[1], got, sizeof got, 0) == 2, "one by one");
+    // Whoever read them is gone.
+    close(out[0]);
+    close(stream[1]);
+    close(packets[1]);
+    int gone[3] = {binder->bind(4, out[1]), binder->bind(4, stream[0]), fd};
+    for (int i = 0; i < 3; ++i) binder->send(gone[i], std::string(100000, 'x'));
+    check(within(boundCloses, 3), "what nobody reads is closed");
+    binder->close(4, fd);
+    delete binder;
+    check(write(out[1], "", 0) == 0, "the descriptor is the program's");
+}
+
+// KiB of memory that the program has touched; 0 where the system does not tell.
+static long residentKib()
+{
+    long pages = 0, resident = 0;
+    FILE* file = fopen("/proc/self/statm", "r");
+    if (file == NULL) return 0;
+    if (fscanf(file, "%ld %ld", &pages, &resident) != 2) resident = 0;
+    fclose(file);
+    return resident * (sysconf(_SC_PAGESIZE) / 1024);
+}
+
 int main()
 {
     check(ranEarly && calledEarly, "it runs before main");
     check(within(earlyCloses, 1), "what was called before main is answered");
     {
+        long before = residentKib();
         OpenSocket first, second;
         first.run(onFirst);
         second.run(onFirst);
+        check(residentKib() - before < 2 * 4096, "an instance begins with less than 4 MiB");
         check(first.connect(1, "127.0.0.1", 1) == 1 && second.connect(1, "127.0.0.1", 1) == 1, "own ids");
     }
     checkGenerations();
@@ -165,6 +270,8 @@ int main()
     server->run(onServer);
     client->run(onClient);
     checkThreadOrder();
+    checkGiven();
+    checkBound();
     delete client;
     // Nothing runs any more that could count.
     int before = ended;

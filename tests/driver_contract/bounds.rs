@@ -151,7 +151,7 @@ fn one_turn_brings_no_more_of_standing_operations_than_its_budget() {
                 } else {
                     let (socket, mut peer) = rig.tcp();
                     peer.write_all(&pattern(8 * 2048)).unwrap();
-                    tokens.push(rig.submit(RecvMulti { socket }));
+                    tokens.push(rig.submit(RecvMulti::new(socket)));
                 }
             }
             // A script may end the receives, claiming that there are no buffers; the connections are sure.
@@ -169,7 +169,7 @@ fn what_one_turn_leaves_over_comes_in_the_next_in_order() {
         let (socket, mut peer) = rig.tcp();
         let bytes = pattern(20_000);
         peer.write_all(&bytes).unwrap();
-        let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+        let mut token = rig.submit(RecvMulti::new(socket.clone()));
         let mut got = Vec::new();
         while got.len() < bytes.len() {
             let completion = rig.next(token);
@@ -181,7 +181,7 @@ fn what_one_turn_leaves_over_comes_in_the_next_in_order() {
                 other => panic!("{other:?}"),
             }
             if !completion.more {
-                token = rig.submit(RecvMulti { socket: socket.clone() });
+                token = rig.submit(RecvMulti::new(socket.clone()));
             }
         }
         assert_eq!(got, bytes);
@@ -204,7 +204,7 @@ fn a_flood_on_one_descriptor_does_not_keep_another_from_being_served() {
         let (quiet, mut peer) = rig.tcp();
         flood.write_all(&pattern(60 * 2048)).unwrap();
         peer.write_all(b"x").unwrap();
-        let loud_token = rig.submit(RecvMulti { socket: loud.clone() });
+        let loud_token = rig.submit(RecvMulti::new(loud.clone()));
         let quiet_token = rig.submit(Recv { socket: quiet.clone(), buffer: Vec::with_capacity(8) });
         for turn in 0.. {
             assert!(turn < 10, "the quiet one waits for the loud one");

@@ -1,12 +1,16 @@
 //! Exactly once, never inline, cancel is a request: invariants 4 to 7.
 
 use crate::common::peer::{self, TcpStream};
-use crate::common::{on, on_every_backend, real_backends};
+use crate::common::{has_uring, on_every_backend};
+#[cfg(unix)]
+use crate::common::{on, real_backends};
 use crate::rig::{Rig, pattern, peer_of};
 use anabranch::driver::Token;
-use anabranch::driver::completion::{Done, Received};
+use anabranch::driver::completion::Done;
+#[cfg(unix)]
+use anabranch::driver::completion::Received;
 use anabranch::driver::op::{Accept, Direction, Nop, Poll, Recv, RecvMulti, Send};
-use anabranch::{Capability, Config, Error, Script};
+use anabranch::{Backend, Capability, Config, Error, Script};
 use std::collections::HashMap;
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -83,11 +87,7 @@ fn a_success_that_comes_before_the_cancel_is_kept() {
         let (socket, mut peer) = rig.tcp();
         let token = rig.submit(Recv { socket, buffer: Vec::with_capacity(10) });
         peer.write_all(b"x").unwrap();
-        let mut raw = Vec::new();
-        rig.until("the byte", |rig| {
-            raw = rig.raw_turn(Duration::from_millis(20));
-            !raw.is_empty()
-        });
+        let raw = rig.raw_news();
         // Its end is known to the driver's user only by settling; until then a cancel is too late.
         rig.driver.cancel(token);
         rig.settle(raw);
@@ -122,6 +122,31 @@ fn an_accept_that_lands_after_its_cancel_loses_no_connection() {
 }
 
 #[test]
+fn a_cancelled_send_tells_how_much_had_left() {
+    on_every_backend(|config| {
+        let mut rig = Rig::new(config);
+        let (socket, mut peer) = rig.tcp();
+        let bytes = pattern(24 * 1024 * 1024);
+        let send = rig.submit(Send::new(socket.clone(), bytes.clone().into()));
+        // The peer does not read, so that it gets stuck.
+        rig.turns(20, Duration::from_millis(1));
+        rig.driver.cancel(send);
+        let told = match rig.last(send) {
+            Done::Sent(Ok(sent), _) => sent,
+            Done::Sent(Err(Error::Canceled), _) => 0,
+            other => panic!("{other:?}"),
+        };
+        assert!(told < bytes.len(), "the system takes everything");
+        drop(socket);
+        rig.end();
+        let mut got = Vec::new();
+        peer.read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), told, "bytes that the peer has got");
+        assert!(got == bytes[..told], "bytes differ");
+    });
+}
+
+#[test]
 fn a_late_success_that_nobody_wants_is_given_back() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
@@ -140,7 +165,7 @@ fn a_late_success_that_nobody_wants_is_given_back() {
         let closed = counters.descriptors_closed == 1;
         rig.driver.retire(listener);
         match client.read(&mut [0]) {
-            Ok(0) => assert!(closed),
+            Ok(0) => assert!(closed || crate::common::is_wine(), "which forgets some resets"),
             Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => assert!(!closed),
             other => panic!("{other:?}"),
         }
@@ -187,7 +212,7 @@ fn every_accepted_operation_ends_exactly_once() {
                 let submitted = match random.below(8) {
                     0 => Some(rig.submit(Nop)),
                     1 => Some(rig.submit(Recv { socket: end.clone(), buffer: Vec::with_capacity(100) })),
-                    2 => Some(rig.submit(RecvMulti { socket: end.clone() })),
+                    2 => Some(rig.submit(RecvMulti::new(end.clone()))),
                     3 => Some(rig.submit(Send::new(end.clone(), pattern(random.below(300)).into()))),
                     4 => Some(rig.submit(Poll { fd: end.clone(), direction: Direction::Read })),
                     5 => {
@@ -287,10 +312,11 @@ fn a_script_that_refuses_gives_each_operation_back_intact() {
 
 #[test]
 fn a_masked_capability_is_reported_as_lowered() {
-    for (name, config) in crate::common::masked_backends() {
-        let capability =
-            Capability::ALL.into_iter().find(|one| name.ends_with(one.name())).expect("its name");
-        let rig = Rig::new(config);
+    if !has_uring() {
+        return;
+    }
+    for capability in Capability::ALL {
+        let rig = Rig::new(Config::new().backend(Backend::Uring).without(capability));
         let report = rig.driver.report();
         assert!(!report.capabilities.has(capability), "{report}");
         let why = report.lowered.iter().find(|(lowered, _)| *lowered == capability);
@@ -299,14 +325,18 @@ fn a_masked_capability_is_reported_as_lowered() {
     }
 }
 
+// Not on Windows: the mistake, to shut a listener down, cannot be made there.
+#[cfg(unix)]
 #[test]
 fn a_mistake_of_the_program_lowers_no_capability() {
     on(real_backends(), |config| {
         let mut rig = Rig::new(config);
-        let before = rig.driver.report().clone();
         let (listener, _) = rig.listener();
         let token = rig.submit(Accept { listener: listener.clone(), repeat: true });
-        rig.turn(Duration::ZERO);
+        // Before Linux 5.19 a standing accept is refused, and that is no mistake.
+        rig.turns(3, Duration::from_millis(1));
+        let before = rig.driver.report().clone();
+        rig.driver.move_warnings(&mut Vec::new());
         let shutdown = rig.submit(anabranch::driver::op::Shutdown {
             socket: listener.clone(),
             how: std::net::Shutdown::Both,
@@ -314,7 +344,7 @@ fn a_mistake_of_the_program_lowers_no_capability() {
         rig.ended(shutdown).unwrap();
         assert!(matches!(rig.last(token), Done::Accepted(Err(Error::Io(_)))), "nobody listens any more");
         // Nor does a receive on what is no connection.
-        let receive = rig.submit(RecvMulti { socket: listener.clone() });
+        let receive = rig.submit(RecvMulti::new(listener.clone()));
         assert!(matches!(rig.last(receive), Done::Received(Received::Failed(_))));
         assert_eq!(*rig.driver.report(), before);
         let mut warnings = Vec::new();

@@ -164,7 +164,7 @@ fn everything_in_flight(rig: &mut Rig) -> Vec<std::sync::Arc<std::sync::atomic::
     rig.submit(Accept { listener, repeat: true });
     rig.submit(Connect::new(client, address.into()));
     rig.submit(Recv { socket: stream.clone(), buffer: Vec::with_capacity(1000) });
-    rig.submit(RecvMulti { socket: stream });
+    rig.submit(RecvMulti::new(stream));
     rig.submit(RecvMsg::new(udp.clone(), Vec::with_capacity(1000)));
     rig.submit(RecvMsgMulti { socket: udp });
     rig.submit(Poll { fd: foreign, direction: Direction::Read });
@@ -210,7 +210,7 @@ fn a_peer_sees_the_end_when_the_driver_that_received_from_it_is_dropped() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
         let (socket, mut peer) = rig.tcp();
-        rig.submit(RecvMulti { socket });
+        rig.submit(RecvMulti::new(socket));
         rig.turn(Duration::ZERO);
         drop(rig);
         assert_eq!(peer.read(&mut [0]).unwrap(), 0);
@@ -225,7 +225,7 @@ fn leases_outlive_the_driver() {
         peer.write_all(b"kept").unwrap();
         let mut lease = None;
         while lease.is_none() {
-            let token = rig.submit(RecvMulti { socket: socket.clone() });
+            let token = rig.submit(RecvMulti::new(socket.clone()));
             let completion = rig.next(token);
             if let Done::Received(anabranch::driver::completion::Received::Data(data)) = completion.done {
                 lease = Some(data);
@@ -260,11 +260,7 @@ fn an_accepted_connection_that_nobody_takes_is_closed() {
         let mut client = TcpStream::connect(address).unwrap();
         client.set_read_timeout(Some(PATIENCE)).unwrap();
         // The connection has been accepted; the accept is abandoned before anybody has asked for it.
-        let mut raw = Vec::new();
-        rig.until("the connection", |rig| {
-            raw.extend(rig.raw_turn(Duration::from_millis(20)));
-            !raw.is_empty()
-        });
+        let raw = rig.raw_news();
         rig.driver.abandon(token);
         rig.settle(raw);
         assert_eq!(client.read(&mut [0]).unwrap(), 0, "closed while the listener is open");

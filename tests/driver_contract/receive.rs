@@ -18,7 +18,7 @@ fn next(rig: &mut Rig, socket: &FdRef, token: &mut Token) -> Option<Lease> {
             Done::Received(Received::Data(lease)) => {
                 assert!(!lease.is_empty(), "data is never empty");
                 if !completion.more {
-                    *token = rig.submit(RecvMulti { socket: socket.clone() });
+                    *token = rig.submit(RecvMulti::new(socket.clone()));
                 }
                 return Some(lease);
             }
@@ -28,7 +28,7 @@ fn next(rig: &mut Rig, socket: &FdRef, token: &mut Token) -> Option<Lease> {
             }
             Done::Starved => {
                 assert!(rig.may_starve(), "starved with free buffers");
-                *token = rig.submit(RecvMulti { socket: socket.clone() });
+                *token = rig.submit(RecvMulti::new(socket.clone()));
             }
             other => panic!("{other:?}"),
         }
@@ -38,7 +38,7 @@ fn next(rig: &mut Rig, socket: &FdRef, token: &mut Token) -> Option<Lease> {
 /// Receives until no buffer is left: all that has come.
 fn hold_every_buffer(rig: &mut Rig, socket: &FdRef) -> Vec<Lease> {
     let mut held = Vec::new();
-    let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+    let mut token = rig.submit(RecvMulti::new(socket.clone()));
     loop {
         let completion = rig.next(token);
         match completion.done {
@@ -48,7 +48,7 @@ fn hold_every_buffer(rig: &mut Rig, socket: &FdRef) -> Vec<Lease> {
             other => panic!("{other:?}"),
         }
         if !completion.more {
-            token = rig.submit(RecvMulti { socket: socket.clone() });
+            token = rig.submit(RecvMulti::new(socket.clone()));
         }
     }
 }
@@ -61,7 +61,7 @@ fn a_standing_receive_brings_every_byte_in_order_and_then_the_end() {
         let expected = pattern(500_000);
         let bytes = expected.clone();
         let writer = peer::spawn(move || peer.write_all(&bytes).unwrap());
-        let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+        let mut token = rig.submit(RecvMulti::new(socket.clone()));
         let mut got = Vec::new();
         // Eight buffers hold much less than what is sent, so it starves on the way; leases return at once.
         let mut wanting = 0;
@@ -74,7 +74,7 @@ fn a_standing_receive_brings_every_byte_in_order_and_then_the_end() {
                 other => panic!("{other:?}"),
             }
             if !completion.more {
-                token = rig.submit(RecvMulti { socket: socket.clone() });
+                token = rig.submit(RecvMulti::new(socket.clone()));
             }
         }
         assert!(got == expected, "{} of {} bytes; starved {wanting} times", got.len(), expected.len());
@@ -95,11 +95,11 @@ fn a_standing_receive_starves_without_buffers_and_lives_again_when_leases_return
         let mut got: Vec<u8> = held.iter().flat_map(|lease| lease.to_vec()).collect();
         drop(held);
         assert!(got.len() > 4 * 384 && got.len() <= 4 * 512, "{} bytes fill the pool", got.len());
-        let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+        let mut token = rig.submit(RecvMulti::new(socket.clone()));
         while got.len() < bytes.len() {
             match rig.next(token).done {
                 Done::Received(Received::Data(lease)) => got.extend_from_slice(&lease),
-                Done::Starved => token = rig.submit(RecvMulti { socket: socket.clone() }),
+                Done::Starved => token = rig.submit(RecvMulti::new(socket.clone())),
                 other => panic!("{other:?}"),
             }
         }
@@ -141,7 +141,7 @@ fn many_receives_share_a_buffer() {
         let pairs: Vec<_> = (0..6).map(|_| rig.tcp()).collect();
         let mut held = Vec::new();
         for (at, (socket, peer)) in pairs.iter().enumerate() {
-            let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+            let mut token = rig.submit(RecvMulti::new(socket.clone()));
             (&*peer).write_all(&[at as u8; 100]).unwrap();
             let mut left = 100;
             while left > 0 {
@@ -163,7 +163,7 @@ fn what_arrives_before_a_cancel_is_seen_stays_readable() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
         let (socket, mut peer) = rig.tcp();
-        let mut token = rig.submit(RecvMulti { socket: socket.clone() });
+        let mut token = rig.submit(RecvMulti::new(socket.clone()));
         peer.write_all(b"first").unwrap();
         let mut got = next(&mut rig, &socket, &mut token).expect("data").to_vec();
         peer.write_all(b"second").unwrap();
@@ -197,7 +197,7 @@ fn a_buffer_filled_too_late_comes_home() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
         let (socket, mut peer) = rig.tcp();
-        let token = rig.submit(RecvMulti { socket: socket.clone() });
+        let token = rig.submit(RecvMulti::new(socket.clone()));
         peer.write_all(b"late").unwrap();
         // The bytes are in a pool buffer, but nobody has taken them when the receive is abandoned.
         let mut raw = Vec::new();
@@ -272,10 +272,8 @@ fn both_directions_of_one_descriptor_work_at_once() {
             rig.submit(anabranch::driver::op::Send::new(socket.clone(), pattern(300_000).into()))
         };
         let sends = [send(&mut rig, &socket), send(&mut rig, &other)];
-        let mut receives = [
-            rig.submit(RecvMulti { socket: socket.clone() }),
-            rig.submit(RecvMulti { socket: other.clone() }),
-        ];
+        let mut receives =
+            [rig.submit(RecvMulti::new(socket.clone())), rig.submit(RecvMulti::new(other.clone()))];
         while got.iter().any(|got| got.len() < expected.len()) {
             for (at, socket) in [&socket, &other].into_iter().enumerate() {
                 if got[at].len() == expected.len() {
@@ -288,7 +286,7 @@ fn both_directions_of_one_descriptor_work_at_once() {
                     other => panic!("{other:?}"),
                 }
                 if !completion.more {
-                    receives[at] = rig.submit(RecvMulti { socket: socket.clone() });
+                    receives[at] = rig.submit(RecvMulti::new(socket.clone()));
                 }
             }
         }
@@ -311,7 +309,7 @@ fn a_receive_that_is_armed_without_buffers_starves_at_the_latest_when_data_comes
         let (socket, mut peer) = rig.tcp();
         peer.write_all(&pattern(4096)).unwrap();
         let held = hold_every_buffer(&mut rig, &socket);
-        let token = rig.submit(RecvMulti { socket: socket.clone() });
+        let token = rig.submit(RecvMulti::new(socket.clone()));
         assert!(matches!(rig.last(token), Done::Starved));
         drop((held, socket));
         rig.end();

@@ -12,8 +12,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// Longer than anything here takes.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Longer than anything here takes, also on an emulated machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(100);
 
 pub(crate) struct Rig {
     pub(crate) driver: Driver,
@@ -70,6 +70,18 @@ impl Rig {
         let mut raw = Vec::new();
         self.driver.wait(Some(timeout), &mut raw).expect("a wait");
         raw
+    }
+
+    /// Waits until something completes; it is not settled.
+    pub(crate) fn raw_news(&mut self) -> Vec<RawCompletion> {
+        let end = self.driver.now() + PATIENCE;
+        loop {
+            let raw = self.raw_turn(Duration::from_millis(20));
+            if !raw.is_empty() {
+                return raw;
+            }
+            assert!(self.driver.now() < end, "nothing completes; {:?}", self.driver);
+        }
     }
 
     /// Settles, and checks that nothing comes after a terminal completion (invariant 4).

@@ -2,12 +2,15 @@
 
 use crate::common::net::anywhere;
 use crate::common::on_every_backend;
-use crate::common::peer::{self, FreshSocket, TcpStream, UnixListener, UnixStream};
+#[cfg(unix)]
+use crate::common::peer::UnixListener;
+use crate::common::peer::{self, FreshSocket, TcpStream, UnixStream};
 use crate::rig::{PATIENCE, Rig, pattern, peer_of};
 use anabranch::driver::Descriptor;
 use anabranch::driver::completion::Done;
 use anabranch::driver::op::{Accept, Connect, Direction, Nop, Poll, Recv, Send, SendMsg, Shutdown};
 use anabranch::{Error, Payload};
+#[cfg(unix)]
 use socket2::SockAddr;
 use std::io::{Read, Write};
 
@@ -144,6 +147,8 @@ fn a_refused_connection_is_an_error_of_the_system() {
     });
 }
 
+// Not on Windows: it has Unix sockets, but no completions for a connect to one.
+#[cfg(unix)]
 #[test]
 fn a_connect_to_a_path_works_like_one_to_an_address() {
     on_every_backend(|config| {
@@ -191,6 +196,8 @@ fn a_receive_on_a_reset_connection_gives_the_error_and_the_buffer_back() {
                 assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
                 assert_eq!((buffer.len(), buffer.capacity()), (0, 99));
             }
+            // It forgets a reset that comes before the receive has begun.
+            Done::Filled(Ok(0), _) if crate::common::is_wine() => {}
             other => panic!("{other:?}"),
         }
         rig.end();
@@ -243,6 +250,8 @@ fn a_batch_leaves_whole_and_in_order() {
     });
 }
 
+// Not on Windows: pairs are TCP there, and the first send to a peer that is gone succeeds.
+#[cfg(unix)]
 #[test]
 fn a_send_to_a_peer_that_is_gone_fails_and_gives_the_payload_back() {
     on_every_backend(|config| {
@@ -261,6 +270,24 @@ fn a_send_to_a_peer_that_is_gone_fails_and_gives_the_payload_back() {
         }
         match rig.last(batch) {
             Done::SentBatch(Err(error), batch) if batch.bytes() == 3 => broken(error),
+            other => panic!("{other:?}"),
+        }
+        rig.end();
+    });
+}
+
+#[test]
+fn a_send_after_the_own_shutdown_is_a_broken_pipe() {
+    on_every_backend(|config| {
+        let mut rig = Rig::new(config);
+        let (socket, _peer) = rig.tcp();
+        let shutdown = rig.submit(Shutdown { socket: socket.clone(), how: std::net::Shutdown::Write });
+        rig.ended(shutdown).unwrap();
+        let send = rig.submit(Send::new(socket, Payload::from("late")));
+        match rig.last(send) {
+            Done::Sent(Err(Error::Io(error)), payload) => {
+                assert_eq!((error.kind(), &*payload), (std::io::ErrorKind::BrokenPipe, &b"late"[..]));
+            }
             other => panic!("{other:?}"),
         }
         rig.end();

@@ -10,7 +10,7 @@ fn a_wait_with_no_time_returns_at_once() {
     on_every_backend(|config| {
         let mut rig = Rig::new(config);
         let (socket, _peer) = rig.tcp();
-        rig.submit(RecvMulti { socket });
+        rig.submit(RecvMulti::new(socket));
         let start = Instant::now();
         for _ in 0..20 {
             rig.turn(Duration::ZERO);
@@ -28,7 +28,7 @@ fn a_wait_that_nothing_ends_is_not_early() {
         for armed in [false, true] {
             if armed {
                 let (socket, peer) = rig.tcp();
-                rig.submit(RecvMulti { socket });
+                rig.submit(RecvMulti::new(socket));
                 std::mem::forget(peer);
                 // Arming may fail and be reported once by a script; let that pass.
                 rig.turn(Duration::ZERO);
@@ -141,7 +141,7 @@ fn a_hungry_pool_wakes_its_driver_when_a_buffer_comes_home() {
         let (socket, mut peer) = rig.tcp();
         peer.write_all(b"x").unwrap();
         let lease = loop {
-            let token = rig.submit(RecvMulti { socket: socket.clone() });
+            let token = rig.submit(RecvMulti::new(socket.clone()));
             let completion = rig.next(token);
             rig.driver.abandon(token);
             rig.idle();

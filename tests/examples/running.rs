@@ -2,14 +2,23 @@
 #![forbid(unsafe_code)]
 
 use super::common::program::program;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+#[cfg(unix)]
+pub(crate) use nix::sys::signal::Signal;
 use std::io::{BufRead, BufReader};
 use std::net::{SocketAddr, TcpStream};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+/// How an example is asked to end. Windows has no signals for other processes: there they are ended by force.
+#[cfg(windows)]
+#[derive(Clone, Copy)]
+#[allow(clippy::upper_case_acronyms, reason = "the names are those of Unix")]
+pub(crate) enum Signal {
+    SIGINT,
+    SIGTERM,
+}
 
 /// How long anything may take before the test fails rather than hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -43,8 +52,8 @@ impl Example {
             let left = until.saturating_duration_since(Instant::now());
             let line = self.lines.recv_timeout(left).unwrap_or_else(|_| panic!("no line with {text:?} came"));
             // The report of a backend is no line that anything is waited for.
-            let is_report =
-                ["reason ", "ladder ", "uses ", "emulates "].iter().any(|head| line.starts_with(head));
+            let heads = ["reason ", "ladder ", "uses ", "emulates ", "hardened "];
+            let is_report = heads.iter().any(|head| line.starts_with(head));
             if line.contains(text) && !is_report && !line.contains("on thread") {
                 return line;
             }
@@ -63,15 +72,25 @@ impl Example {
         stream
     }
 
+    #[cfg(unix)]
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the example runs");
+        let process = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        nix::sys::signal::kill(process, signal).expect("the example runs");
     }
 
+    #[cfg(unix)]
     pub(crate) fn wait(&mut self) -> ExitStatus {
         wait(&mut self.child)
     }
 
+    /// It must still run.
+    #[cfg(windows)]
+    pub(crate) fn end(mut self, _: Signal) {
+        assert!(self.child.try_wait().expect("the example is our child").is_none(), "the example has ended");
+    }
+
     /// Asks it to end; it must end with status 0.
+    #[cfg(unix)]
     pub(crate) fn end(mut self, signal: Signal) {
         self.signal(signal);
         let status = self.wait();

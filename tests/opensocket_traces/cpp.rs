@@ -1,10 +1,9 @@
 //! The C++ class as the scenarios see it, by way of `tests/cpp/shim.cpp`.
 
 use crate::common::cpp;
-use crate::world::{Calls, Message, Record, Row, World};
+use crate::world::{Calls, Message, RawSocket, Record, Row, World};
 use nix::libc;
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
-use std::os::fd::RawFd;
 use std::sync::{Arc, OnceLock};
 
 enum Shim {}
@@ -169,7 +168,7 @@ impl Calls for Cpp {
     fn connect(&self, uid: usize, host: &str, port: i32) -> i32 {
         shim!(self.connect(uid, c(host).as_ptr(), port))
     }
-    fn bind(&self, uid: usize, fd: RawFd) -> i32 {
+    fn bind(&self, uid: usize, fd: RawSocket) -> i32 {
         shim!(self.bind(uid, fd))
     }
     fn udp(&self, uid: usize, host: &str, port: i32) -> i32 {

@@ -1,10 +1,13 @@
 //! The Rust facade as the scenarios see it.
 
-use crate::world::{Calls, Message, Record, Row, World};
+use crate::world::{Calls, Message, RawSocket, Record, Row, World, set_last_error};
 use anabranch::Config;
 use anabranch::event::{Event, InfoKind, OpenSocket, Sockets};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::os::fd::{BorrowedFd, RawFd};
+#[cfg(unix)]
+use std::os::fd::BorrowedFd as Borrowed;
+#[cfg(windows)]
+use std::os::windows::io::BorrowedSocket as Borrowed;
 use std::sync::Arc;
 
 /// A facade that runs on a configuration.
@@ -75,7 +78,7 @@ fn message(event: Event) -> Message {
 fn id(given: std::io::Result<i32>) -> i32 {
     given.unwrap_or_else(|error| {
         // As in the C ABI: the number of the error is left for whoever asks.
-        nix::errno::Errno::set_raw(error.raw_os_error().unwrap_or(0));
+        set_last_error(error.raw_os_error().unwrap_or(0));
         -1
     })
 }
@@ -91,10 +94,10 @@ impl Calls for Rust {
     fn connect(&self, uid: usize, host: &str, port: i32) -> i32 {
         id(self.0.connect(uid, host, port))
     }
-    fn bind(&self, uid: usize, fd: RawFd) -> i32 {
+    fn bind(&self, uid: usize, fd: RawSocket) -> i32 {
         // SAFETY: only scenarios call this, with a descriptor that they keep open, or with a number that no process of this
         // kind can have open, so that nothing can be touched by it.
-        id(self.0.bind(uid, unsafe { BorrowedFd::borrow_raw(fd) }))
+        id(self.0.bind(uid, unsafe { Borrowed::borrow_raw(fd) }))
     }
     fn udp(&self, uid: usize, host: &str, port: i32) -> i32 {
         id(self.0.udp(uid, host, port))

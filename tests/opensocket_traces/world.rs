@@ -6,9 +6,44 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::os::fd::RawFd;
+#[cfg(unix)]
+pub(crate) use std::os::fd::RawFd as RawSocket;
+#[cfg(windows)]
+pub(crate) use std::os::windows::io::RawSocket;
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
+
+/// Leaves the number of an error where the system leaves it.
+#[cfg(unix)]
+pub(crate) fn set_last_error(number: i32) {
+    nix::errno::Errno::set_raw(number);
+}
+
+/// Leaves the number of an error where the system leaves it.
+#[cfg(windows)]
+pub(crate) fn set_last_error(number: i32) {
+    // SAFETY: plain system call.
+    unsafe { windows_sys::Win32::Foundation::SetLastError(number as u32) }
+}
+
+/// The words of the system for an error, as Unix has them.
+pub(crate) fn words_of(error: &std::io::Error) -> String {
+    in_words_of_unix(error.to_string().split(" (os error").next().unwrap_or_default())
+}
+
+/// What Windows says of an error, said as on Unix; other texts as they are.
+fn in_words_of_unix(text: &str) -> String {
+    const WORDS: [(i32, &str); 3] = [
+        (10048, "Address already in use"),
+        (10054, "Connection reset by peer"),
+        (10061, "Connection refused"),
+    ];
+    let of_windows = |number| std::io::Error::from_raw_os_error(number).to_string();
+    let found = WORDS
+        .iter()
+        .find(|(number, _)| cfg!(windows) && of_windows(*number).split(" (os error").next() == Some(text));
+    found.map_or(text, |(_, words)| words).to_owned()
+}
 
 /// How long anything may take before the test fails rather than hangs.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
@@ -45,7 +80,7 @@ pub(crate) struct Row {
 pub(crate) trait Calls: Send + Sync {
     fn listen(&self, uid: usize, host: &str, port: i32, backlog: i32) -> i32;
     fn connect(&self, uid: usize, host: &str, port: i32) -> i32;
-    fn bind(&self, uid: usize, fd: RawFd) -> i32;
+    fn bind(&self, uid: usize, fd: RawSocket) -> i32;
     fn udp(&self, uid: usize, host: &str, port: i32) -> i32;
     fn start(&self, uid: usize, id: i32);
     fn close(&self, uid: usize, id: i32);
@@ -263,6 +298,12 @@ fn seen(message: &Message, label: &dyn Fn(i32) -> String) -> Seen {
             (Some(text), size)
         }
         Some(_) if payload && message.size > DATA_BYTES_MAX => (None, message.size),
+        Some(text) if message.ev == "Error" => {
+            assert_eq!(message.size, text.len() + 1, "the end of the text counts");
+            let text = in_words_of_unix(&text);
+            let size = text.len() + 1;
+            (Some(text), size)
+        }
         text => (text, message.size),
     };
     let option = message.option.as_ref().map(|blob| {
@@ -301,10 +342,7 @@ impl Peer {
                 Ok(0) => return ("eof".into(), all),
                 Ok(n) => all.extend_from_slice(&piece[..n]),
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
-                Err(error) => {
-                    let text = error.to_string();
-                    return (text.split(" (os error").next().unwrap_or_default().to_owned(), all);
-                }
+                Err(error) => return (words_of(&error), all),
             }
         }
     }

@@ -1,5 +1,6 @@
 //! Connections end in eight ways, seen by futures and by completions in turn.
 
+use crate::common::is_wine;
 use crate::tools::{Sequence, after_polls, scenario};
 use anabranch::net::{TcpListener, TcpStream};
 use anabranch::{Close, Completion, EndpointId, Event, Shard, sleep, spawn, timeout};
@@ -148,6 +149,8 @@ fn client(address: SocketAddr, way: u8) -> io::Result<Option<std::net::TcpStream
         }
         OUR_ABORT | OUTBOUND_BOUND => match socket.read_to_end(&mut Vec::new()) {
             Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            // It forgets a reset that comes before the read.
+            Ok(_) if is_wine() => {}
             other => return Err(io::Error::other(format!("a reset was expected, {other:?} came"))),
         },
         OUR_DROP | TIME_OUT => match socket.read(&mut [0])? {

@@ -2,7 +2,8 @@
 //! nobody spins.
 
 use crate::common::net::anywhere;
-use crate::tools::{Helper, Run, raise_descriptors, role, scenario_alone};
+use crate::common::net::raise_descriptors;
+use crate::tools::{Helper, Run, role, scenario_alone};
 use anabranch::net::{TcpListener, TcpStream};
 use anabranch::{Shard, Warning, sleep, spawn, timeout};
 use nix::sys::resource::{Resource, UsageWho, getrlimit, getrusage, setrlimit};

@@ -1,7 +1,7 @@
 //! Descriptor numbers that come again at once, while receives of the old owner are in flight; and completions
 //! that name an operation of the past.
 
-use crate::tools::{Rng, Run, after_polls, pair, scenario};
+use crate::tools::{Rng, Run, after_polls, number, pair, scenario};
 use anabranch::driver::op::RecvMulti;
 use anabranch::driver::{Done, Driver, Token, completion::Received};
 use anabranch::net::TcpStream;
@@ -9,7 +9,6 @@ use anabranch::{Close, Counters, EndpointId, Event, Shard};
 use std::collections::{HashMap, HashSet};
 use std::io::Write;
 use std::net::TcpListener;
-use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// A message that names its connection.
@@ -55,7 +54,7 @@ fn by_completions(run: &Run, rounds: usize, rng: &mut Rng) -> (usize, usize) {
     while closed < rounds {
         while open.len() < 4 && opened < rounds {
             let (mut far, near) = pair(&listener);
-            again += usize::from(!numbers.insert(near.as_raw_fd()));
+            again += usize::from(!numbers.insert(number(&near)));
             let id = shard.adopt_stream(near).expect("room for a connection");
             shard.submit_recv_multi(id, RECEIVE).expect("an open connection");
             if rng.below(2) == 0 {
@@ -114,7 +113,7 @@ fn by_futures(run: &Run, rounds: usize, rng: &mut Rng) -> usize {
         for round in 0..rounds as u64 {
             run.progress(round as usize, rounds);
             let (mut far, near) = pair(&listener);
-            again += usize::from(!numbers.insert(near.as_raw_fd()));
+            again += usize::from(!numbers.insert(number(&near)));
             let mut stream = TcpStream::from_std(near).expect("room for a connection");
             let (mut at, polls) = (0, rng.below(3));
             let _ = after_polls(polls, stream.recv()).await;
@@ -153,7 +152,7 @@ fn forged_completions_reach_no_new_connection() {
             run.progress(round as usize, rounds);
             let (mut far, near) = pair(&listener);
             let socket = driver.adopt(near).unwrap();
-            let token = driver.submit(RecvMulti { socket: socket.clone() }, round).expect("a free slot");
+            let token = driver.submit(RecvMulti::new(socket.clone()), round).expect("a free slot");
             let (index, generation) = parts(token);
             // What the last owner of the slot might still get, and what never was.
             let mut late: Vec<(usize, u32)> = old.iter().map(|token| parts(*token)).collect();

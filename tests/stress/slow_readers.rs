@@ -1,6 +1,7 @@
 //! Many clients that ask for much and never read, and a few good ones whose echoes must stay fast.
 
-use crate::tools::{Run, percentile, raise_descriptors, resident, scenario, trim};
+use crate::common::net::raise_descriptors;
+use crate::tools::{Run, percentile, resident, scenario, trim};
 use anabranch::net::{TcpListener, TcpStream};
 use anabranch::{Shard, spawn};
 use std::io::{Read, Write};

@@ -1,6 +1,7 @@
 //! Sixteen small buffers, very many connections that talk, and a program that holds each buffer for 50 ms.
 
-use crate::tools::{Run, busy, pair, percentile, raise_descriptors, resident, scenario, trim};
+use crate::common::net::raise_descriptors;
+use crate::tools::{Run, busy, pair, percentile, resident, scenario, trim};
 use anabranch::{Event, Lease, Shard};
 use std::collections::{HashMap, VecDeque};
 use std::io::Write;

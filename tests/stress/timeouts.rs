@@ -1,6 +1,7 @@
 //! Very many time-outs in one tick, on a ring that is much too small for the cancels they cause.
 
-use crate::tools::{Run, Sequence, busy, pair, percentile, raise_descriptors, scenario};
+use crate::common::net::raise_descriptors;
+use crate::tools::{Run, Sequence, busy, pair, percentile, scenario};
 use anabranch::net::{TcpStream, UdpSocket};
 use anabranch::time::timeout_at;
 use anabranch::{Shard, sleep, spawn};

@@ -5,8 +5,8 @@ use crate::common::{
     net::{alone, is_child},
 };
 use anabranch::{Config, Counters, Shard};
+#[cfg(unix)]
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
 use std::future::poll_fn;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufRead, BufReader, Lines, Write};
@@ -76,7 +76,7 @@ impl Run {
 pub(crate) fn scenario(title: &str, test: impl Fn(&Run)) {
     let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
     let (full, seed) = (is_full(), seed());
-    raise_descriptors();
+    crate::common::net::raise_descriptors();
     for (backend, config) in common::real_backends() {
         let name = format!("{title} on {backend}");
         println!(
@@ -228,8 +228,9 @@ impl Helper {
         writeln!(input, "{line}").expect("the helper listens");
     }
 
+    #[cfg(unix)]
     pub(crate) fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id() as i32), signal).expect("the helper lives");
+        kill(nix::unistd::Pid::from_raw(self.child.id() as i32), signal).expect("the helper lives");
     }
 
     /// Waits for its end, which must be a good one.
@@ -249,22 +250,36 @@ impl Drop for Helper {
 }
 
 /// Open descriptors of the process, but for the one that looks.
+#[cfg(unix)]
 pub(crate) fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("the list of descriptors").count() - 1
 }
 
-/// How many descriptors may be open at once.
-pub(crate) fn raise_descriptors() -> usize {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of descriptors");
-    let wanted = hard.min(65_536);
-    if soft < wanted && setrlimit(Resource::RLIMIT_NOFILE, wanted, hard).is_ok() {
-        return wanted as usize;
-    }
-    soft as usize
+/// Open handles of the process.
+#[cfg(windows)]
+pub(crate) fn descriptors() -> usize {
+    use windows_sys::Win32::System::Threading::{GetCurrentProcess, GetProcessHandleCount};
+    let mut count = 0;
+    // SAFETY: plain system call on this process.
+    let counted = unsafe { GetProcessHandleCount(GetCurrentProcess(), &mut count) };
+    assert!(counted != 0, "the number of handles");
+    count as usize
+}
+
+/// The number by which the system knows a socket.
+#[cfg(unix)]
+pub(crate) fn number(socket: &TcpStream) -> u64 {
+    std::os::fd::AsRawFd::as_raw_fd(socket) as u64
+}
+
+/// The number by which the system knows a socket.
+#[cfg(windows)]
+pub(crate) fn number(socket: &TcpStream) -> u64 {
+    std::os::windows::io::AsRawSocket::as_raw_socket(socket)
 }
 
 /// Gives memory that the allocator keeps for later back to the system, so that growth can be seen.
+#[cfg(unix)]
 pub(crate) fn trim() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the call moves no block that is in use.
@@ -274,6 +289,7 @@ pub(crate) fn trim() {
 }
 
 /// Resident memory of the process in bytes.
+#[cfg(unix)]
 pub(crate) fn resident() -> usize {
     let text = std::fs::read_to_string("/proc/self/statm").expect("the memory of the process");
     let pages: usize =
@@ -282,6 +298,7 @@ pub(crate) fn resident() -> usize {
 }
 
 /// Processor time of this thread.
+#[cfg(unix)]
 pub(crate) fn busy() -> Duration {
     use nix::sys::resource::{UsageWho, getrusage};
     use nix::sys::time::TimeValLike;

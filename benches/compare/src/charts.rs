@@ -2,7 +2,7 @@
 
 use crate::canvas::{ALARM, Canvas, FAINT_INK, GRID, INK, Side, colour, is_ours, label};
 use crate::results::{Cell, Results};
-use crate::scenario::Scenario;
+use crate::scenario::{AHEAD, Scenario};
 use crate::servers::SERVERS;
 use std::io;
 use std::path::Path;
@@ -66,7 +66,9 @@ fn title_of(scenario: &str) -> String {
         }
         Scenario::Udp { sockets, .. } => format!("UDP, {}, 32 B", many(sockets, "client")),
         Scenario::BulkUdp { sockets } => format!("UDP bulk, {}, 1200 B", many(sockets, "client")),
-        Scenario::FanOut { subscribers, .. } => format!("fan-out, 1 to {subscribers}, 32 B"),
+        Scenario::FanOut { subscribers, ahead } => {
+            format!("fan-out, 1 to {subscribers}, 32 B, {ahead} ahead")
+        }
         Scenario::Churn { parallel } => format!("connect, echo, close; {parallel} at once"),
         other => other.to_string(),
     }
@@ -305,7 +307,7 @@ fn growth(results: &Results, path: &Path) -> io::Result<bool> {
 
 fn subscribers(scenario: Scenario) -> Option<usize> {
     match scenario {
-        Scenario::FanOut { subscribers, stalled: false } => Some(subscribers),
+        Scenario::FanOut { subscribers, ahead: AHEAD } => Some(subscribers),
         _ => None,
     }
 }

@@ -163,7 +163,8 @@ const METHOD: &str = "\
 - `accept`: connect, 32 bytes there and back, the client closes. `udp1` has 16 datagrams outstanding on one socket, `udp100`
   one on each of 100. `bulk-udp`: 1200-byte datagrams, which the client sends in bursts of 16 by segmentation offload.
 - `fanout`: a subscriber has a backlog of 1 MiB; a message that finds no room is dropped for it alone. Every server keeps that
-  bound (the smoke test has a subscriber that does not read). The publisher is 64 messages ahead of the deliveries.
+  bound (the smoke test has a subscriber that does not read). The publisher is 64 messages ahead of the deliveries
+  at most, or as many as the name of a cell says.
 - `timers`: in the server's process, without load: that many timers are armed about a minute away; random ones are moved, 64
   per turn of the loop. compio cannot move a timer, so the old one is dropped and a new one armed. `tasks`: tasks that
   yield, per poll.

@@ -13,8 +13,11 @@ pub enum Scenario {
     Udp { sockets: usize, outstanding: usize },
     /// UDP echo of 1200-byte datagrams, sent by the client in bursts of 16 that are cut by the kernel.
     BulkUdp { sockets: usize },
-    /// One publisher, 32-byte messages, each for all subscribers. `stalled`: one of them does not read.
-    FanOut { subscribers: usize, stalled: bool },
+    /// One publisher, 32-byte messages, each for all subscribers; the publisher is `ahead` messages ahead of the
+    /// deliveries at most.
+    FanOut { subscribers: usize, ahead: usize },
+    /// The same, and one of the subscribers does not read.
+    Stalled { subscribers: usize },
     /// Connect, 32 bytes there and back, close; so many at once.
     Churn { parallel: usize },
     /// Memory of connections that are open and quiet.
@@ -46,7 +49,7 @@ impl Scenario {
             Scenario::Echo { .. } | Scenario::Churn { .. } | Scenario::Idle { .. } => Role::Echo,
             Scenario::Udp { .. } => Role::Udp,
             Scenario::BulkUdp { .. } => Role::BulkUdp,
-            Scenario::FanOut { .. } => Role::FanOut,
+            Scenario::FanOut { .. } | Scenario::Stalled { .. } => Role::FanOut,
             Scenario::Timers { .. } => Role::Timers,
             Scenario::Tasks { .. } => Role::Tasks,
         }
@@ -57,7 +60,7 @@ impl Scenario {
         match self {
             Scenario::Echo { .. } => "message",
             Scenario::Udp { .. } | Scenario::BulkUdp { .. } => "datagram",
-            Scenario::FanOut { .. } => "delivery",
+            Scenario::FanOut { .. } | Scenario::Stalled { .. } => "delivery",
             Scenario::Churn { .. } | Scenario::Idle { .. } => "connection",
             Scenario::Timers { .. } => "reset",
             Scenario::Tasks { .. } => "turn of a task",
@@ -67,7 +70,7 @@ impl Scenario {
     /// Several of them.
     pub fn units(self) -> String {
         match self {
-            Scenario::FanOut { .. } => "deliveries".into(),
+            Scenario::FanOut { .. } | Scenario::Stalled { .. } => "deliveries".into(),
             Scenario::Tasks { .. } => "turns of tasks".into(),
             other => format!("{}s", other.unit()),
         }
@@ -93,10 +96,10 @@ impl Scenario {
                     plural(sockets)
                 )
             }
-            Scenario::FanOut { subscribers, stalled: false } => {
-                format!("fan-out of 32-byte messages from one publisher to {subscribers} subscribers")
-            }
-            Scenario::FanOut { subscribers, stalled: true } => {
+            Scenario::FanOut { subscribers, ahead } => format!(
+                "fan-out of 32-byte messages from one publisher, {ahead} ahead, to {subscribers} subscribers"
+            ),
+            Scenario::Stalled { subscribers } => {
                 format!("fan-out to {subscribers} subscribers, one of which does not read")
             }
             Scenario::Churn { parallel } => {
@@ -128,9 +131,9 @@ impl fmt::Display for Scenario {
             }
             Scenario::Udp { sockets, .. } => write!(f, "udp{sockets}"),
             Scenario::BulkUdp { sockets } => write!(f, "bulk-udp{sockets}"),
-            Scenario::FanOut { subscribers, stalled } => {
-                write!(f, "fanout{subscribers}{}", if *stalled { "-stalled" } else { "" })
-            }
+            Scenario::FanOut { subscribers, ahead: AHEAD } => write!(f, "fanout{subscribers}"),
+            Scenario::FanOut { subscribers, ahead } => write!(f, "fanout{subscribers}-a{ahead}"),
+            Scenario::Stalled { subscribers } => write!(f, "fanout{subscribers}-stalled"),
             Scenario::Churn { parallel } => write!(f, "accept{parallel}"),
             Scenario::Idle { connections } => write!(f, "idle{connections}"),
             Scenario::Timers { armed } => write!(f, "timers{armed}"),
@@ -148,7 +151,10 @@ impl FromStr for Scenario {
         for (prefix, make) in NUMBERED {
             if let Some(rest) = text.strip_prefix(prefix) {
                 if let Some(rest) = rest.strip_suffix("-stalled") {
-                    return Ok(Scenario::FanOut { subscribers: number(rest)?, stalled: true });
+                    return Ok(Scenario::Stalled { subscribers: number(rest)? });
+                }
+                if let Some((subscribers, ahead)) = rest.split_once("-a") {
+                    return Ok(Scenario::FanOut { subscribers: number(subscribers)?, ahead: number(ahead)? });
                 }
                 return Ok(make(number(rest)?));
             }
@@ -165,12 +171,15 @@ impl FromStr for Scenario {
     }
 }
 
+/// Messages that a publisher is ahead if nothing is said.
+pub const AHEAD: usize = 64;
+
 type Make = fn(usize) -> Scenario;
 
 const NUMBERED: [(&str, Make); 7] = [
     ("bulk-udp", |sockets| Scenario::BulkUdp { sockets }),
     ("udp", |sockets| Scenario::Udp { sockets, outstanding: if sockets == 1 { 16 } else { 1 } }),
-    ("fanout", |subscribers| Scenario::FanOut { subscribers, stalled: false }),
+    ("fanout", |subscribers| Scenario::FanOut { subscribers, ahead: AHEAD }),
     ("accept", |parallel| Scenario::Churn { parallel }),
     ("idle", |connections| Scenario::Idle { connections }),
     ("timers", |armed| Scenario::Timers { armed }),
@@ -198,6 +207,10 @@ pub const GROUPS: &[(&str, &[&str])] = &[
     ("udp", &["udp1", "udp100"]),
     ("bulk-udp", &["bulk-udp4"]),
     ("fanout", &["fanout10", "fanout100", "fanout1000", "fanout10000"]),
+    (
+        "fanout-ahead",
+        &["fanout100-a16", "fanout100-a256", "fanout100-a1024", "fanout1000-a16", "fanout1000-a1024"],
+    ),
     ("accept", &["accept10", "accept100", "accept1000"]),
     ("timers", &["timers10000", "timers100000", "timers1000000"]),
     ("tasks", &["tasks1000"]),
@@ -221,8 +234,19 @@ pub const GROUPS: &[(&str, &[&str])] = &[
 ];
 
 /// The groups that make up `all`.
-const ALL: &[&str] =
-    &["spin", "tcp", "growth", "udp", "bulk-udp", "fanout", "accept", "timers", "tasks", "idle"];
+const ALL: &[&str] = &[
+    "spin",
+    "tcp",
+    "growth",
+    "udp",
+    "bulk-udp",
+    "fanout",
+    "fanout-ahead",
+    "accept",
+    "timers",
+    "tasks",
+    "idle",
+];
 
 fn group_names() -> String {
     let names: Vec<&str> = GROUPS.iter().map(|(name, _)| *name).collect();

@@ -76,6 +76,9 @@ impl Local {
         let core = &self.shard.core;
         let socket = core.config.host.stream_socket(Domain::for_address(address))?;
         socket.probe_idle()?;
+        if self.sockets[row].nodelay {
+            socket.set_tcp_nodelay(true)?;
+        }
         let stream = Stream::connecting_to(address.into(), Waiter::Tag(self.tag(CONNECT, row)));
         core.with(|state| state.open(socket, Kind::Stream(stream)))?
     }
@@ -103,5 +106,64 @@ impl Local {
         self.events.push_back(Event::Open { id, uid, how: Opened::Connected(address.ip()) });
         self.give_early(row);
         self.receive(row);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::event::{OpenSocket, Sockets, run};
+    use socket2::SockRef;
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    /// Whether the peer is probed while nothing comes, small pieces leave at once, and other programs inherit it.
+    fn options(sockets: &Sockets, id: SocketId) -> [bool; 3] {
+        let mut options = None;
+        run::on_shard(&sockets.shared, 0, |local| {
+            let local = local.borrow();
+            let row = local.row(id).unwrap();
+            local.on_descriptor(row, |descriptor| {
+                let socket = SockRef::from(descriptor);
+                options = Some([
+                    socket.keepalive().unwrap(),
+                    socket.tcp_nodelay().unwrap(),
+                    descriptor.is_inherited(),
+                ]);
+            });
+        });
+        options.unwrap()
+    }
+
+    #[test]
+    fn connections_have_the_options_that_were_asked_for_also_before_the_name_was_resolved() {
+        let sockets = OpenSocket::new();
+        // Nobody listens at one of the addresses of the name, perhaps the first.
+        let raw = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = raw.local_addr().unwrap().port();
+        let listener = sockets.listen(1, "127.0.0.1", 0, -1).unwrap();
+        let plain = sockets.connect(3, "127.0.0.1", port).unwrap();
+        let quick = sockets.connect(3, "localhost", port).unwrap();
+        sockets.nodelay(quick);
+        let early = sockets.connect(3, "127.0.0.1", port).unwrap();
+        sockets.nodelay(early);
+        sockets.start(1, listener);
+        let (sender, seen) = mpsc::channel();
+        let run = sockets.run(move |sockets, event| match event {
+            Event::Open { uid: 1, .. } => {
+                let port = sockets.socket_info()[0].address.unwrap().port();
+                sockets.connect(4, "127.0.0.1", port).unwrap();
+            }
+            Event::Open { id, uid: 3, .. } => sender.send((id, options(sockets, id))).unwrap(),
+            Event::Accept { accepted, .. } => sender.send((0, options(sockets, accepted))).unwrap(),
+            _ => {}
+        });
+        run.unwrap();
+        let wait = |_| seen.recv_timeout(Duration::from_secs(30)).unwrap();
+        let mut all: Vec<_> = (0..4).map(wait).collect();
+        all.sort_unstable();
+        let plainly = [true, false, false];
+        let quickly = [true, true, false];
+        assert_eq!(all, [(0, plainly), (plain, plainly), (quick, quickly), (early, quickly)]);
     }
 }

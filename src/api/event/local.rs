@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::command::Command;
+use super::foreign::Foreign;
 use super::ids::SocketId;
 use super::message::{Event, Opened, Trouble, text_of};
 use super::meter::{InfoKind, Meter};
@@ -44,6 +45,10 @@ pub(super) struct Local {
     pub(super) graves: Vec<Payload>,
     /// Look-ups that the pool of blocking threads had no place for.
     pub(super) lookups: VecDeque<(SocketId, String, i32)>,
+    /// Room to read into, for descriptors that were bound.
+    pub(super) room: Vec<u8>,
+    /// Turns of the loop.
+    pub(super) turn: u64,
     /// The wall clock, looked at once a turn.
     pub(super) seconds: u64,
 }
@@ -58,6 +63,8 @@ impl Local {
             events: VecDeque::new(),
             graves: Vec::new(),
             lookups: VecDeque::new(),
+            room: Vec::new(),
+            turn: 0,
             seconds: 0,
         };
         local.begin_turn();
@@ -66,6 +73,7 @@ impl Local {
 
     /// A wait is over.
     pub(super) fn begin_turn(&mut self) {
+        self.turn += 1;
         self.seconds = self.shard.core.config.host.wall_seconds();
     }
 
@@ -83,7 +91,7 @@ impl Local {
     }
 
     /// The row of an id that lives here.
-    fn row(&self, id: SocketId) -> Option<usize> {
+    pub(super) fn row(&self, id: SocketId) -> Option<usize> {
         let word = self.shared.ids.look(id).filter(|word| word.shard() == self.index)?;
         word.row().filter(|row| self.has(*row, id))
     }
@@ -146,22 +154,16 @@ impl Local {
 
     /// A socket ends here; `event` is its last.
     pub(super) fn finish(&mut self, row: usize, how: Close, event: Event) {
-        self.give_back(row);
         let mut socket = self.sockets.remove(row);
         self.meter(row).end();
         self.shared.ids.release(socket.id);
         self.graves.extend(std::iter::from_fn(|| socket.release()));
+        let foreign = socket.rest.as_mut().and_then(|rest| rest.foreign.take());
+        foreign.into_iter().for_each(|mut foreign| self.graves.extend(foreign.take_queue()));
         if let Some(endpoint) = socket.endpoint {
             let _ = self.shard.core.with(|state| state.close(endpoint, how, Waiter::None));
         }
         self.events.push_back(event);
-    }
-
-    /// A descriptor of the program's is left non-blocking, whatever the backend wants of it meanwhile.
-    fn give_back(&self, row: usize) {
-        if self.sockets[row].adopted {
-            self.on_descriptor(row, |socket| drop(socket.set_nonblocking(true)));
-        }
     }
 
     /// A socket ends with an error.
@@ -190,16 +192,14 @@ impl Local {
     }
 
     fn bind(&mut self, id: SocketId, uid: usize, socket: io::Result<Descriptor>) {
-        match socket.and_then(|socket| self.shard.adopt_stream(socket)) {
-            Ok(endpoint) => {
-                let row = self.open(id, uid, State::Connected, Some(endpoint));
-                self.sockets[row].adopted = true;
-                self.meter(row).begin(id, InfoKind::Bound, uid, None);
-                self.events.push_back(Event::Open { id, uid, how: Opened::Bound });
-                self.receive(row);
-            }
-            Err(_) => self.refuse(id, uid, Trouble::SocketLimit),
-        }
+        let taken = socket.and_then(Foreign::new);
+        let Ok(foreign) = taken else { return self.refuse(id, uid, Trouble::SocketLimit) };
+        let row = self.open(id, uid, State::Connected, None);
+        self.sockets[row].adopted = true;
+        self.sockets[row].rest().foreign = Some(Box::new(foreign));
+        self.meter(row).begin(id, InfoKind::Bound, uid, None);
+        self.events.push_back(Event::Open { id, uid, how: Opened::Bound });
+        self.read_foreign(row);
     }
 
     fn udp(&mut self, id: SocketId, uid: usize, socket: Descriptor) {
@@ -222,12 +222,13 @@ impl Local {
     }
 
     fn nodelay(&mut self, id: SocketId) {
-        let Some(endpoint) = self.row(id).and_then(|row| self.sockets[row].endpoint) else { return };
-        let fd = self.shard.core.with(|state| state.fd(endpoint));
-        if let Ok(Some(fd)) = fd {
-            // A socket for datagrams refuses.
-            let _ = fd.descriptor().set_tcp_nodelay(true);
+        let Some(row) = self.row(id) else { return };
+        self.sockets[row].nodelay = true;
+        if let Some(foreign) = self.foreign(row) {
+            return foreign.set_nodelay();
         }
+        // A socket for datagrams refuses.
+        self.on_descriptor(row, |socket| drop(socket.set_tcp_nodelay(true)));
     }
 
     fn start(&mut self, id: SocketId, uid: usize) {
@@ -299,15 +300,13 @@ impl Local {
             self.meter(row).end();
             return self.ask(row);
         }
-        // A peer whose bytes nobody has read is told so. What was bound is the program's, so its options are too.
+        // A peer whose bytes nobody has read is told so.
         let mut unread = false;
-        if !self.sockets[row].adopted {
-            self.on_descriptor(row, |socket| unread = socket.has_unread());
-        }
+        self.on_descriptor(row, |socket| unread = socket.has_unread());
         self.finish(row, if unread { Close::Abort } else { Close::Now }, event);
     }
 
-    fn on_descriptor(&self, row: usize, look: impl FnOnce(&Descriptor)) {
+    pub(super) fn on_descriptor(&self, row: usize, look: impl FnOnce(&Descriptor)) {
         let Some(endpoint) = self.sockets[row].endpoint else { return };
         if let Ok(Some(fd)) = self.shard.core.with(|state| state.fd(endpoint)) {
             look(fd.descriptor());
@@ -338,6 +337,7 @@ impl Local {
             (NOTICE, _) => self.end(row),
             (DATAGRAM, Done::ReceivedFrom { lease, from, .. }) => return self.on_datagram(row, lease, from),
             (DATAGRAM, Done::Failed(Error::Io(error))) => self.fail(row, Trouble::of(&error)),
+            (DATAGRAM_SENT, _) => self.on_datagram_sent(row),
             _ => {}
         }
         None
@@ -426,10 +426,16 @@ impl Local {
 
     /// The end: every socket closes, with what the system takes without waiting.
     pub(super) fn close_all(&mut self) {
-        self.sockets.iter().for_each(|(row, _)| self.give_back(row));
         for (_, mut socket) in std::mem::take(&mut self.sockets) {
+            let mut foreign = socket.rest.as_mut().and_then(|rest| rest.foreign.take());
             while let Some(payload) = socket.release() {
-                let _ = socket.endpoint.map(|endpoint| self.shard.send(endpoint, payload));
+                match &mut foreign {
+                    Some(foreign) => foreign.push(payload),
+                    None => drop(socket.endpoint.map(|endpoint| self.shard.send(endpoint, payload))),
+                }
+            }
+            if let Some(foreign) = &mut foreign {
+                foreign.write(&mut self.graves);
             }
             if let Some(endpoint) = socket.endpoint {
                 let how = if socket.state == State::Datagrams { Close::Flush } else { Close::Now };

@@ -206,8 +206,9 @@ mod tests {
 
     #[test]
     fn errors_are_told_in_the_words_of_the_system() {
-        let refused = std::io::Error::from(nix::errno::Errno::ECONNREFUSED);
-        assert_eq!(Trouble::of(&refused).to_string(), "Connection refused");
+        let refused = std::io::Error::from_raw_os_error(crate::driver::sys::os::libc::ECONNREFUSED);
+        let words = Trouble::of(&refused).to_string();
+        assert_eq!(refused.to_string(), format!("{words} (os error {})", refused.raw_os_error().unwrap()));
         let name = std::io::Error::other("failed to lookup address information: Name or service not known");
         assert_eq!(Trouble::of(&name).to_string(), "Name or service not known");
     }

@@ -135,6 +135,12 @@ impl Meter {
         Some(SocketAddr::new(ip, port as u16))
     }
 
+    /// The socket there is something to tell of.
+    pub(super) fn id(&self) -> Option<SocketId> {
+        let head = self.head.load(Ordering::Relaxed);
+        (head != 0).then_some(head as u32 as i32)
+    }
+
     /// What there is to tell.
     pub(super) fn info(&self) -> Option<Info> {
         let head = self.head.load(Ordering::Acquire);

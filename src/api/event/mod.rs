@@ -50,6 +50,8 @@
 mod channels;
 mod command;
 mod connect;
+mod datagrams;
+mod foreign;
 mod ids;
 mod local;
 mod message;
@@ -104,7 +106,7 @@ impl Default for Builder {
             limits.outbound_bytes_max = usize::MAX;
             limits.outbound_bytes_total_max = usize::MAX;
             limits.datagrams_outbound_max = usize::MAX;
-            // A slow peer gets what was sent to it before the close.
+            // Of sockets for datagrams; a connection ends here only when all has left.
             limits.close_flush_ms = 3_600_000;
         });
         Builder { shards: 1, config }
@@ -120,7 +122,8 @@ impl Builder {
     }
 
     /// Changes the configuration of the shards. By default at most 262 144 sockets are open in each, what waits to
-    /// be sent has no bound, and a closing connection has an hour to send it.
+    /// be sent has no bound, and sockets for datagrams that close have an hour to send it; connections, which tell of
+    /// their close, have as long as they need, unless a [`shutdown`](Sockets::shutdown) ends them.
     pub fn config(mut self, change: impl FnOnce(Config) -> Config) -> Builder {
         self.config = change(self.config);
         self

@@ -30,6 +30,9 @@ impl Local {
                 None => self.graves.push(payload),
             };
         }
+        if socket.adopted {
+            return self.send_foreign(row, payload, low);
+        }
         let bytes = payload.len();
         let mut payload = Some(payload);
         let mut way = socket.way(low, 0);
@@ -88,7 +91,7 @@ impl Local {
 
     /// The endpoint has taken a payload.
     #[inline]
-    fn on_queued(&mut self, row: usize, bytes: usize, direct: bool, low: bool) {
+    pub(super) fn on_queued(&mut self, row: usize, bytes: usize, direct: bool, low: bool) {
         self.sockets[row].count_queued(bytes, direct);
         let meter = self.meter(row);
         meter.written_at.set(self.seconds);
@@ -100,13 +103,21 @@ impl Local {
     }
 
     /// Something waits. What has low priority is queued before it is written, so it counts whole.
-    fn on_held(&mut self, row: usize, low: bool) {
+    pub(super) fn on_held(&mut self, row: usize, low: bool) {
         let mut pending = self.measure(row);
         if !low && self.sockets[row].is_warning_due(pending) && self.sockets[row].state != State::Connecting {
             // Within a turn nothing has left yet; only what the system does not take is worth a warning.
             self.push_out(row);
             pending = self.measure(row);
         }
+        self.warn(row, pending);
+        if pending > 0 {
+            self.ask(row);
+        }
+    }
+
+    /// Tells what is pending, if it is that much.
+    fn warn(&mut self, row: usize, pending: u64) {
         let socket = &mut self.sockets[row];
         if socket.is_warning_due(pending) {
             socket.warn();
@@ -114,20 +125,30 @@ impl Local {
             let (id, uid) = (socket.id, socket.uid);
             self.events.push_back(Event::Warning { id, uid, pending_kib });
         }
-        if pending > 0 {
-            self.ask(row);
+    }
+
+    /// Nothing is pending any more; tells that, if it was told of before.
+    fn relax(&mut self, row: usize) {
+        let socket = &mut self.sockets[row];
+        let (id, uid) = (socket.id, socket.uid);
+        if socket.relax() {
+            self.events.push_back(Event::Warning { id, uid, pending_kib: 0 });
         }
     }
 
     /// More waits than `Limits` allow. A stream with a hole in it is of no use to anybody.
-    fn on_full(&mut self, row: usize, payload: Payload) {
+    pub(super) fn on_full(&mut self, row: usize, payload: Payload) {
         self.graves.push(payload);
         self.fail(row, Trouble::System("too much waits to be sent".into()));
     }
 
     /// Bytes of a socket that its endpoint has and the system has not.
     fn unsent(&self, row: usize) -> usize {
-        let Some(endpoint) = self.sockets[row].endpoint else { return 0 };
+        let socket = &self.sockets[row];
+        let Some(endpoint) = socket.endpoint else {
+            let foreign = socket.rest.as_ref().and_then(|rest| rest.foreign.as_ref());
+            return foreign.map_or(0, |foreign| foreign.unsent());
+        };
         let unsent =
             self.shard.core.with(|state| state.stream(endpoint, |stream, _, _| stream.outbound_bytes()));
         unsent.and_then(|unsent| unsent).unwrap_or(0)
@@ -149,12 +170,18 @@ impl Local {
                 .shard
                 .core
                 .with(|state| state.stream(endpoint, |stream, core, engine| stream.push_out(core, engine)));
+        } else {
+            self.write_foreign(row);
         }
         self.unsent(row)
     }
 
     /// Asks to be told when everything queued has left.
     pub(super) fn ask(&mut self, row: usize) {
+        if self.foreign(row).is_some() {
+            self.sockets[row].asked = true;
+            return self.watch_writable(row);
+        }
         if let (Some(endpoint), false) = (self.sockets[row].endpoint, self.sockets[row].asked) {
             if self.sockets[row].state == State::Connecting {
                 return;
@@ -177,18 +204,20 @@ impl Local {
         if self.measure(row) > 0 || self.unsent(row) > 0 {
             return self.ask(row);
         }
-        let socket = &mut self.sockets[row];
-        let (id, uid) = (socket.id, socket.uid);
-        if socket.relax() {
-            self.events.push_back(Event::Warning { id, uid, pending_kib: 0 });
-        }
+        self.relax(row);
     }
 
     /// Gives the endpoint the next payload that was held back; `false` if there is none.
     fn give_next(&mut self, row: usize) -> bool {
         let socket = &mut self.sockets[row];
-        let (Some(endpoint), Some(payload)) = (socket.endpoint, socket.release()) else { return false };
+        let Some(payload) = socket.release() else { return false };
         socket.count_queued(payload.len(), false);
+        let Some(endpoint) = socket.endpoint else {
+            if let Some(foreign) = self.foreign(row) {
+                foreign.push(payload);
+            }
+            return true;
+        };
         match self.shard.send(endpoint, payload) {
             Ok(_) => true,
             Err(Full(payload)) => {
@@ -220,9 +249,25 @@ impl Local {
             Ok(Ok(())) => {
                 self.meter(row).written.add(bytes as u64);
                 self.meter(row).written_at.set(self.seconds);
+                let waiting = &mut self.sockets[row].rest().waiting;
+                waiting.give(self.turn, bytes);
+                let pending = waiting.pending();
+                self.meter(row).pending.set(pending);
+                self.warn(row, pending);
             }
             Ok(Err(_)) => {}
             Err(Full(payload)) => self.graves.push(payload),
+        }
+    }
+
+    /// A datagram has left, or will not.
+    pub(super) fn on_datagram_sent(&mut self, row: usize) {
+        let waiting = &mut self.sockets[row].rest().waiting;
+        waiting.settle(self.turn);
+        let pending = waiting.pending();
+        self.meter(row).pending.set(pending);
+        if pending == 0 {
+            self.relax(row);
         }
     }
 }

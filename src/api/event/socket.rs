@@ -5,6 +5,8 @@
 //! not there yet. What a call finds nothing ahead of counts as written directly, as in the original: it is not pending.
 #![forbid(unsafe_code)]
 
+use super::datagrams::Waiting;
+use super::foreign::Foreign;
 use super::ids::SocketId;
 use crate::buf::Payload;
 use crate::shard::EndpointId;
@@ -36,8 +38,10 @@ pub(super) struct Socket {
     pub(super) uid: usize,
     pub(super) state: State,
     pub(super) endpoint: Option<EndpointId>,
-    /// Its descriptor is the program's, so it keeps its owner, and is left as it was.
+    /// Its descriptor is the program's, so it keeps its owner.
     pub(super) adopted: bool,
+    /// Small pieces are to leave at once, on whichever address takes the connection.
+    pub(super) nodelay: bool,
     /// The shard is asked to tell when everything queued has left.
     pub(super) asked: bool,
     /// A warning was given since nothing was pending.
@@ -64,6 +68,10 @@ pub(super) struct Rest {
     pub(super) addresses: Vec<SocketAddr>,
     /// The default destination of a socket for datagrams.
     pub(super) destination: Option<SocketAddr>,
+    /// Datagrams that have yet to leave.
+    pub(super) waiting: Waiting,
+    /// The descriptor of the program's that was bound.
+    pub(super) foreign: Option<Box<Foreign>>,
 }
 
 /// Where a payload goes.
@@ -88,6 +96,7 @@ impl Socket {
             state,
             endpoint,
             adopted: false,
+            nodelay: false,
             asked: false,
             warned: false,
             warn_at: WARN_BYTES,

@@ -10,12 +10,12 @@ use super::run;
 use crate::buf::Payload;
 use crate::config::Config;
 use crate::driver::Descriptor;
+use crate::driver::sys::os::{Lend, Owned, duplicate};
 use crate::error::Error;
 use socket2::{Domain, SockAddr};
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -113,18 +113,24 @@ impl Sockets {
         Ok(id)
     }
 
-    /// Takes a stream socket of the program's: [`Event::Open`](super::Event::Open) or
-    /// [`Event::Error`](super::Event::Error) follows. It stays the program's, who must not use it before it is closed
-    /// here; it is left open and non-blocking.
+    /// Takes a descriptor of the program's: a socket of any kind, a pipe, a terminal.
+    /// [`Event::Open`](super::Event::Open) or [`Event::Error`](super::Event::Error) follows. It stays the program's,
+    /// and is left open; it is non-blocking from now on. Files and directories are refused, since they are always ready
+    /// and would hold up the others.
+    ///
+    /// Each read, of up to 64 KiB, is one [`Event::Data`](super::Event::Data), so each datagram is; empty ones are not
+    /// told of. On a socket for datagrams or packets each send is one, to the peer that the socket is connected to; a
+    /// datagram that is too long is dropped. [`Limits::outbound_bytes_max`](crate::Limits) holds for what waits, the
+    /// bounds of the whole shard do not. A write that fails is a [`Event::Close`](super::Event::Close).
     ///
     /// # Errors
     ///
     /// If no more ids are free.
-    pub fn bind(&self, uid: usize, socket: impl AsFd) -> io::Result<SocketId> {
-        self.adopt(uid, socket.as_fd().try_clone_to_owned())
+    pub fn bind(&self, uid: usize, socket: impl Lend) -> io::Result<SocketId> {
+        self.adopt(uid, duplicate(&socket))
     }
 
-    pub(crate) fn adopt(&self, uid: usize, socket: io::Result<OwnedFd>) -> io::Result<SocketId> {
+    pub(crate) fn adopt(&self, uid: usize, socket: io::Result<Owned>) -> io::Result<SocketId> {
         let id = self.reserve(None)?;
         let socket = socket.map(Descriptor::from);
         self.order(id, Command::Bind { id, uid, socket });
@@ -263,10 +269,29 @@ impl Sockets {
     /// What there is to know of every socket that delivers, and of started listeners, in the order of their places.
     /// Waits for nobody; sockets that change meanwhile are told of as they were before or after.
     pub fn socket_info(&self) -> Vec<Info> {
-        let meters = self.shared.stations.iter().flat_map(|station| station.meters.used());
-        let mut all: Vec<Info> = meters.filter_map(Meter::info).collect();
-        all.sort_by_key(|info| info.id as usize % PLACES);
+        let mut all = Vec::with_capacity(self.told().count());
+        self.each_info(|info| all.push(info));
         all
+    }
+
+    /// Tells the same, one after the other.
+    pub(crate) fn each_info(&self, tell: impl FnMut(Info)) {
+        // The numbers themselves are moved once only, because there may be many.
+        let mut all: Vec<(usize, &Meter)> = self.told().collect();
+        all.sort_unstable_by_key(|(place, _)| *place);
+        all.into_iter().filter_map(|(_, meter)| meter.info()).for_each(tell);
+    }
+
+    /// How many sockets there are to tell of.
+    #[cfg(feature = "capi")]
+    pub(crate) fn info_count(&self) -> usize {
+        self.told().count()
+    }
+
+    /// The sockets to tell of, each with its place.
+    fn told(&self) -> impl Iterator<Item = (usize, &Meter)> {
+        let meters = self.shared.stations.iter().flat_map(|station| station.meters.used());
+        meters.filter_map(|meter| Some((meter.id()? as usize % PLACES, meter)))
     }
 
     /// Does what a call asks, at once on the socket's own shard, else through its queue.

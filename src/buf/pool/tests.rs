@@ -5,8 +5,16 @@ use super::*;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 
+#[cfg(feature = "capi")]
+mod giving;
+
 fn pool(count: usize, bytes: usize) -> Pool {
     Pool::new(count, bytes, Box::new(|| {}))
+}
+
+/// A pool whose buffers are overwritten when they come home.
+fn erased(memory: Option<Memory>) -> Pool {
+    Pool::over(memory.expect("a little memory"), Purpose::Streams, true, Box::new(|| {}))
 }
 
 fn filled(pool: &Pool, bytes: &[u8]) -> Lease {
@@ -62,7 +70,7 @@ fn a_return_from_elsewhere_wakes_a_hungry_pool_only() {
 
 #[test]
 fn stale_bytes_are_never_shown_and_zeroing_erases_them() {
-    let pool = Pool::try_new(Purpose::Streams, 1, 16, true, Box::new(|| {})).expect("a little memory");
+    let pool = erased(Memory::block(1, 16));
     drop(filled(&pool, b"secret"));
     let id = pool.take().unwrap();
     let lease = pool.lend(id, 0, 16);
@@ -182,7 +190,7 @@ fn a_lease_splits_without_a_copy_and_each_part_holds_the_buffer() {
 
 #[test]
 fn every_byte_of_a_buffer_is_erased_before_it_is_used_anew() {
-    let pool = Pool::try_new(Purpose::Streams, 1, 64, true, Box::new(|| {})).expect("a little memory");
+    let pool = erased(Memory::block(1, 64));
     let all = |pool: &Pool| {
         let id = pool.take().unwrap();
         pool.lend(id, 0, 64)
@@ -273,6 +281,7 @@ enum Step {
     Drop { which: usize },
     Send { which: usize },
     DropSent { which: usize },
+    Give { which: usize },
     Collect,
 }
 
@@ -287,7 +296,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any.clone(), any.clone()).prop_map(|(which, at)| Step::Split { which, at }),
         6 => any.clone().prop_map(|which| Step::Drop { which }),
         3 => any.clone().prop_map(|which| Step::Send { which }),
-        3 => any.prop_map(|which| Step::DropSent { which }),
+        3 => any.clone().prop_map(|which| Step::DropSent { which }),
+        3 => any.prop_map(|which| Step::Give { which }),
         2 => Just(Step::Collect),
     ]
 }
@@ -295,14 +305,19 @@ fn step() -> impl Strategy<Value = Step> {
 /// A lease or what it became, with the bytes that it must show as long as it lives.
 struct Held<T>(T, Vec<u8>);
 
+/// Tells whether memory that was given away shows these bytes.
+type Shows = Box<dyn Fn(&[u8]) -> bool>;
+
 /// Does what the steps say and checks after each that all that is held shows what it was filled with: so no piece
 /// overlaps another, and no buffer comes home too early. Then that everything came home.
-fn follow(steps: Vec<Step>, zero: bool) {
+fn follow(steps: Vec<Step>, zero: bool, apart: bool, give: fn(Lease) -> Result<Shows, Lease>) {
     const COUNT: usize = 3;
-    let pool = Pool::try_new(Purpose::Streams, COUNT, 64, zero, Box::new(|| {})).expect("a little memory");
+    let memory = if apart { Memory::apart(COUNT, 64) } else { Memory::block(COUNT, 64).expect("a little") };
+    let pool = Pool::over(memory, Purpose::Streams, zero, Box::new(|| {}));
     let mut kernel = Kernel::default();
     let mut leases: Vec<Held<Lease>> = Vec::new();
     let mut sent: Vec<Held<bytes::Bytes>> = Vec::new();
+    let mut given: Vec<Held<Shows>> = Vec::new();
     for (number, step) in steps.into_iter().enumerate() {
         let pattern = |bytes: usize| vec![number as u8 + 1; bytes];
         match step {
@@ -340,11 +355,20 @@ fn follow(steps: Vec<Step>, zero: bool) {
                 let thread = std::thread::spawn(move || assert_eq!(bytes, expected));
                 thread.join().expect("another thread sees the same");
             }
+            Step::Give { which } if !leases.is_empty() => {
+                let Held(lease, expected) = leases.remove(which % leases.len());
+                match give(lease) {
+                    Ok(shows) => given.push(Held(shows, expected)),
+                    Err(lease) => leases.push(Held(lease, expected)),
+                }
+            }
             Step::Collect => pool.collect(),
             _ => {}
         }
         leases.iter().for_each(|Held(lease, expected)| assert_eq!(**lease, **expected));
         sent.iter().for_each(|Held(bytes, expected)| assert_eq!(*bytes, *expected));
+        given.iter().for_each(|Held(shows, expected)| assert!(shows(expected)));
+        assert!(apart || given.is_empty());
         assert_eq!(pool.in_kernel(), kernel.0.len());
         let (lent, returned) = pool.ledger();
         assert!(lent - returned >= (leases.len() + sent.len()) as u64);
@@ -361,8 +385,9 @@ proptest! {
     fn pieces_never_overlap_and_every_buffer_comes_home(
         steps in proptest::collection::vec(step(), 1..120),
         zero in any::<bool>(),
+        apart in any::<bool>(),
     ) {
-        follow(steps, zero);
+        follow(steps, zero, apart, Err);
     }
 }
 

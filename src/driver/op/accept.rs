@@ -2,8 +2,6 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use nix::libc;
-use std::os::fd::AsRawFd;
 
 /// Accepts from a listening socket.
 #[derive(Debug)]
@@ -28,8 +26,8 @@ impl Kernel for Accept {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
-        use io_uring::{opcode, types::Fd};
-        let listener = Fd(self.listener.as_raw_fd());
+        use io_uring::opcode;
+        let listener = ring_fd(&self.listener);
         if self.repeat && encoding == Encoding::Plain {
             opcode::AcceptMulti::new(listener).flags(libc::SOCK_CLOEXEC).build()
         } else {
@@ -45,6 +43,23 @@ impl Kernel for Accept {
             Attempt::Done(error) if error == -libc::ECONNABORTED => Attempt::More(error, None),
             other => other,
         }
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let result = match step {
+            Step::Landed(result) => flight.accepted(&self.listener, result),
+            _ => match self.attempt(flight.scratch, flight.means) {
+                Attempt::Blocked => match flight.accept(&self.listener) {
+                    Begun::Pending => return Attempt::Blocked,
+                    Begun::Now(result) => result,
+                },
+                other => return other,
+            },
+        };
+        // A connection that died in the queue says nothing about the listener.
+        let died = result == -libc::ECONNABORTED || result == -libc::EPROTO;
+        if died || result >= 0 && self.repeat { Attempt::More(result, None) } else { Attempt::Done(result) }
     }
 
     fn more(&mut self, completion: RawCompletion, _: &Pool) -> Done {

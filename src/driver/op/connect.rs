@@ -2,9 +2,7 @@
 #![forbid(unsafe_code)]
 
 use super::*;
-use nix::libc;
 use socket2::SockAddr;
-use std::os::fd::AsRawFd;
 
 /// Connects a stream socket, or sets the peer of a datagram socket.
 #[derive(Debug)]
@@ -32,7 +30,7 @@ impl Kernel for Connect {
     fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
         // The boxed address belongs to the operation and does not move (invariant 1).
         let address = self.address.as_ptr().cast::<libc::sockaddr>();
-        let socket = io_uring::types::Fd(self.socket.as_raw_fd());
+        let socket = ring_fd(&self.socket);
         io_uring::opcode::Connect::new(socket, address, self.address.len()).build()
     }
 
@@ -45,6 +43,17 @@ impl Kernel for Connect {
             return if GOES_ON.contains(&result) { Attempt::Blocked } else { Attempt::Done(result) };
         }
         if socket.is_ready(Direction::Write) { Attempt::Done(socket.take_error()) } else { Attempt::Blocked }
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        if self.socket.descriptor().is_datagram() {
+            return self.attempt(flight.scratch, flight.means);
+        }
+        match step.or_begin(|| flight.connect(&self.socket, &self.address)) {
+            Begun::Pending => Attempt::Blocked,
+            Begun::Now(result) => Attempt::Done(flight.connected(&self.socket, result)),
+        }
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

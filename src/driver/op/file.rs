@@ -8,9 +8,7 @@
 use super::recv::filled;
 use super::*;
 use crate::buf::Payload;
-use crate::driver::sys::descriptor::called;
-use nix::libc;
-use std::os::fd::{AsRawFd, RawFd};
+use crate::driver::sys::os::{self, Raw};
 
 /// Reads at an offset, appending to a buffer that the operation owns meanwhile.
 #[derive(Debug)]
@@ -45,7 +43,7 @@ pub struct Fsync {
 
 /// Memory and descriptor of a blocking call.
 struct Range {
-    file: RawFd,
+    file: Raw,
     start: *mut u8,
     len: usize,
     offset: u64,
@@ -58,12 +56,12 @@ unsafe impl std::marker::Send for Range {}
 impl Range {
     fn read(self) -> i32 {
         // SAFETY: invariant 1: see `Send` above; the range is spare capacity of the operation's buffer.
-        called(|| unsafe { libc::pread(self.file, self.start.cast(), self.len, self.offset as libc::off_t) })
+        unsafe { os::read_at(self.file, self.start, self.len, self.offset) }
     }
 
     fn write(self) -> i32 {
         // SAFETY: invariant 1: see `Send` above; the range is the operation's payload.
-        called(|| unsafe { libc::pwrite(self.file, self.start.cast(), self.len, self.offset as libc::off_t) })
+        unsafe { os::write_at(self.file, self.start, self.len, self.offset) }
     }
 }
 
@@ -71,7 +69,7 @@ impl ReadAt {
     fn range(&mut self) -> Range {
         let room = self.buffer.spare_capacity_mut();
         let len = room.len().min(i32::MAX as usize);
-        Range { file: self.file.as_raw_fd(), start: room.as_mut_ptr().cast(), len, offset: self.offset }
+        Range { file: self.file.raw(), start: room.as_mut_ptr().cast(), len, offset: self.offset }
     }
 }
 
@@ -83,7 +81,7 @@ impl Kernel for ReadAt {
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
         let range = self.range();
-        let file = io_uring::types::Fd(range.file);
+        let file = ring_fd(&self.file);
         io_uring::opcode::Read::new(file, range.start, range.len as u32).offset(range.offset).build()
     }
 
@@ -93,8 +91,15 @@ impl Kernel for ReadAt {
         Attempt::Done(unsafe { self.file.descriptor().read_at(start, len, self.offset) })
     }
 
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let Range { start, len, .. } = self.range();
+        // SAFETY: invariant 1: the range is the operation's own and does not move.
+        step.or_begin(|| unsafe { flight.read_at(&self.file, start, len, self.offset) }).attempt()
+    }
+
     fn blocking(&mut self) -> Option<BlockingCall> {
-        let range = self.range();
+        let range = (!self.file.descriptor().is_overlapped_file()).then(|| self.range())?;
         Some(Box::new(move || range.read()))
     }
 
@@ -108,12 +113,7 @@ impl Kernel for ReadAt {
 impl WriteAt {
     fn range(&self) -> Range {
         let len = self.payload.len().min(i32::MAX as usize);
-        Range {
-            file: self.file.as_raw_fd(),
-            start: self.payload.as_ptr().cast_mut(),
-            len,
-            offset: self.offset,
-        }
+        Range { file: self.file.raw(), start: self.payload.as_ptr().cast_mut(), len, offset: self.offset }
     }
 }
 
@@ -125,7 +125,7 @@ impl Kernel for WriteAt {
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
         let range = self.range();
-        let file = io_uring::types::Fd(range.file);
+        let file = ring_fd(&self.file);
         io_uring::opcode::Write::new(file, range.start, range.len as u32).offset(range.offset).build()
     }
 
@@ -133,22 +133,21 @@ impl Kernel for WriteAt {
         Attempt::Done(self.file.descriptor().write_at(&self.payload, self.offset))
     }
 
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let Range { start, len, .. } = self.range();
+        // SAFETY: invariant 1: the range is the operation's own and does not move.
+        step.or_begin(|| unsafe { flight.write_at(&self.file, start, len, self.offset) }).attempt()
+    }
+
     fn blocking(&mut self) -> Option<BlockingCall> {
-        let range = self.range();
+        let range = (!self.file.descriptor().is_overlapped_file()).then(|| self.range())?;
         Some(Box::new(move || range.write()))
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {
         Done::Sent(counted(completion.result), self.payload)
     }
-}
-
-fn sync(file: RawFd, data_only: bool) -> i32 {
-    called(|| {
-        // SAFETY: invariant 1: the slot keeps the descriptor open until this call has ended.
-        let returned = unsafe { if data_only { libc::fdatasync(file) } else { libc::fsync(file) } };
-        returned as isize
-    })
 }
 
 impl Kernel for Fsync {
@@ -158,9 +157,9 @@ impl Kernel for Fsync {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
-        use io_uring::types::{Fd, FsyncFlags};
+        use io_uring::types::FsyncFlags;
         let flags = if self.data_only { FsyncFlags::DATASYNC } else { FsyncFlags::empty() };
-        io_uring::opcode::Fsync::new(Fd(self.file.as_raw_fd())).flags(flags).build()
+        io_uring::opcode::Fsync::new(ring_fd(&self.file)).flags(flags).build()
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
@@ -168,8 +167,9 @@ impl Kernel for Fsync {
     }
 
     fn blocking(&mut self) -> Option<BlockingCall> {
-        let (file, data_only) = (self.file.as_raw_fd(), self.data_only);
-        Some(Box::new(move || sync(file, data_only)))
+        let (file, data_only) = (self.file.raw(), self.data_only);
+        // The slot keeps the descriptor open until this call has ended.
+        Some(Box::new(move || os::sync(file, data_only)))
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

@@ -42,6 +42,11 @@ pub use splice::{Splice, Spliced, Transit};
 use super::completion::{Done, RawCompletion};
 use super::fd::FdRef;
 use super::slot::Scratch;
+#[cfg(windows)]
+use super::sys::iocp::{Begun, Flight};
+#[cfg(windows)]
+use super::sys::os;
+use super::sys::os::libc;
 use crate::buf::{BufferId, Pool};
 use crate::error::Error;
 
@@ -74,6 +79,31 @@ pub(crate) struct Means<'a> {
     pub(crate) bytes_max: usize,
 }
 
+/// Where an operation of Windows is on its way.
+#[cfg(windows)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// At its beginning.
+    First,
+    /// It has brought something and goes on.
+    Again,
+    /// The same, and there was less than it could have taken.
+    Drained,
+    /// Its call has ended with this result.
+    Landed(i32),
+}
+
+#[cfg(windows)]
+impl Step {
+    /// What has become of an operation's one call, which is begun if it was not.
+    fn or_begin(self, begin: impl FnOnce() -> Begun) -> Begun {
+        match self {
+            Step::Landed(result) => Begun::Now(result),
+            _ => begin(),
+        }
+    }
+}
+
 /// How the ring shall encode an operation, given what the kernel has.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Encoding {
@@ -102,6 +132,16 @@ pub(crate) trait Kernel: Sized {
 
     /// Tries it without blocking.
     fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt;
+
+    /// Makes the next step on a completion port: a call that the system has then (`Blocked`), or a result. What never
+    /// waits is attempted, and what would wait all the same is refused: nothing would tell when to try again.
+    #[cfg(windows)]
+    fn start(&mut self, _step: Step, flight: &Flight<'_>) -> Attempt {
+        match self.attempt(flight.scratch, flight.means) {
+            Attempt::Blocked => Attempt::Done(-libc::EOPNOTSUPP),
+            other => other,
+        }
+    }
 
     /// The blocking call that replaces attempts, for operations on files.
     fn blocking(&mut self) -> Option<BlockingCall> {
@@ -175,6 +215,11 @@ macro_rules! ops {
                 match self { $(Op::$name(op) => op.attempt(scratch, means)),* }
             }
 
+            #[cfg(windows)]
+            pub(crate) fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+                match self { $(Op::$name(op) => op.start(step, flight)),* }
+            }
+
             pub(crate) fn blocking(&mut self) -> Option<BlockingCall> {
                 match self { $(Op::$name(op) => op.blocking()),* }
             }
@@ -202,8 +247,19 @@ fn ended(completion: RawCompletion) -> Done {
     Done::Ended(counted(completion.result).map(|_| ()))
 }
 
+/// A descriptor as the ring knows it.
+#[cfg(target_os = "linux")]
+fn ring_fd(fd: &FdRef) -> io_uring::types::Fd {
+    io_uring::types::Fd(std::os::fd::AsRawFd::as_raw_fd(fd))
+}
+
+/// Whether a call that does not block would have had to.
+pub(crate) fn is_blocked(result: i32) -> bool {
+    const AGAIN: [i32; 2] = [-libc::EAGAIN, -libc::EWOULDBLOCK];
+    AGAIN.contains(&result)
+}
+
 /// The attempt for the result of a call that does not block.
 fn attempted(result: i32) -> Attempt {
-    const AGAIN: [i32; 2] = [-nix::libc::EAGAIN, -nix::libc::EWOULDBLOCK];
-    if AGAIN.contains(&result) { Attempt::Blocked } else { Attempt::Done(result) }
+    if is_blocked(result) { Attempt::Blocked } else { Attempt::Done(result) }
 }

@@ -2,7 +2,6 @@
 #![forbid(unsafe_code)]
 
 use super::*;
-use std::os::fd::AsRawFd;
 
 /// Completes once when the descriptor can be read from or written to.
 #[derive(Debug)]
@@ -24,11 +23,24 @@ impl Kernel for Poll {
             Direction::Read => nix::libc::POLLIN,
             Direction::Write => nix::libc::POLLOUT,
         };
-        io_uring::opcode::PollAdd::new(io_uring::types::Fd(self.fd.as_raw_fd()), events as u32).build()
+        io_uring::opcode::PollAdd::new(ring_fd(&self.fd), events as u32).build()
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
         if self.fd.descriptor().is_ready(self.direction) { Attempt::Done(0) } else { Attempt::Blocked }
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        if self.direction == Direction::Read {
+            let fd = self.fd.clone();
+            return flight.when_readable(&fd, step, || self.attempt(flight.scratch, flight.means));
+        }
+        // Nothing tells when there is room.
+        match self.attempt(flight.scratch, flight.means) {
+            Attempt::Blocked => Attempt::Done(-libc::EOPNOTSUPP),
+            other => other,
+        }
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

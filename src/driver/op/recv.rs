@@ -2,7 +2,6 @@
 #![allow(unsafe_code)]
 
 use super::*;
-use std::os::fd::AsRawFd;
 
 /// Receives once from a stream, appending to a buffer that the operation owns meanwhile.
 #[derive(Debug)]
@@ -28,13 +27,27 @@ impl Kernel for Recv {
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
         let (start, len) = self.room();
-        io_uring::opcode::Recv::new(io_uring::types::Fd(self.socket.as_raw_fd()), start, len as u32).build()
+        io_uring::opcode::Recv::new(ring_fd(&self.socket), start, len as u32).build()
     }
 
     fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {
         let (start, len) = self.room();
         // SAFETY: invariant 1: the range is spare capacity of the buffer that this operation owns.
         attempted(unsafe { self.socket.descriptor().receive(start, len.min(means.bytes_max)) })
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let (start, len) = self.room();
+        if len == 0 {
+            // The system would wait for something to receive.
+            return Attempt::Done(0);
+        }
+        // SAFETY: invariant 1: the range is spare capacity of the buffer that this operation owns.
+        match step.or_begin(|| unsafe { flight.receive(&self.socket, start, len) }) {
+            Begun::Now(result) if result < 0 => Attempt::Done(os::received_nothing(result)),
+            begun => begun.attempt(),
+        }
     }
 
     fn finish(mut self, completion: RawCompletion, _: &Pool) -> Done {

@@ -4,9 +4,7 @@
 use super::*;
 use crate::driver::datagram::{Exchange, Segments};
 use crate::driver::sys::NO_BUFFERS;
-use nix::libc;
 use std::cell::Cell;
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 /// Waits for datagrams and receives those that are there, into buffers for datagrams.
@@ -35,8 +33,7 @@ impl Kernel for RecvBatch {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
-        let socket = io_uring::types::Fd(self.socket.as_raw_fd());
-        io_uring::opcode::PollAdd::new(socket, libc::POLLIN as u32).build()
+        io_uring::opcode::PollAdd::new(ring_fd(&self.socket), nix::libc::POLLIN as u32).build()
     }
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
@@ -48,6 +45,12 @@ impl Kernel for RecvBatch {
             self.exchange.keep_list(std::mem::take(&mut self.received));
         }
         attempted(result)
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let socket = self.socket.clone();
+        flight.when_readable(&socket, step, || self.attempt(flight.scratch, flight.means))
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

@@ -6,11 +6,9 @@
 
 use super::*;
 use crate::driver::completion::Datagram;
+use crate::driver::sys::NO_BUFFERS;
 use crate::driver::sys::socket::read_address;
-use crate::driver::sys::{DATAGRAM_GROUP, NO_BUFFERS};
-use nix::libc;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 
 /// Room for an IPv4 or IPv6 address.
 const NAME_BYTES: usize = 32;
@@ -85,7 +83,7 @@ impl Kernel for RecvMsg {
     fn sqe(&mut self, scratch: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
         let header = self.prepare(scratch, usize::MAX);
         self.scratch = scratch;
-        io_uring::opcode::RecvMsg::new(io_uring::types::Fd(self.socket.as_raw_fd()), header).build()
+        io_uring::opcode::RecvMsg::new(ring_fd(&self.socket), header).build()
     }
 
     fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
@@ -93,6 +91,24 @@ impl Kernel for RecvMsg {
         self.scratch = scratch;
         // SAFETY: invariant 1: `prepare` set the header to memory that this operation owns.
         attempted(unsafe { self.socket.descriptor().receive_message(header) })
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let begun = step.or_begin(|| {
+            let header = self.prepare(flight.scratch, usize::MAX);
+            self.scratch = flight.scratch;
+            // SAFETY: invariant 1: `prepare` set the header to memory that this operation owns.
+            unsafe { flight.receive_message(&self.socket, header) }
+        });
+        match begun.attempt() {
+            // Longer than the room: it is cut.
+            Attempt::Done(result) if result == -libc::EMSGSIZE => {
+                Attempt::Done(self.buffer.spare_capacity_mut().len().min(i32::MAX as usize) as i32)
+            }
+            Attempt::Done(result) => Attempt::Done(os::unreached(result)),
+            other => other,
+        }
     }
 
     fn finish(mut self, completion: RawCompletion, _: &Pool) -> Done {
@@ -126,8 +142,9 @@ impl Kernel for RecvMsgMulti {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, scratch: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
-        use io_uring::{opcode, types::Fd};
-        let socket = Fd(self.socket.as_raw_fd());
+        use crate::driver::sys::DATAGRAM_GROUP;
+        use io_uring::opcode;
+        let socket = ring_fd(&self.socket);
         if encoding != Encoding::Plain {
             return opcode::PollAdd::new(socket, libc::POLLIN as u32).build();
         }
@@ -152,6 +169,12 @@ impl Kernel for RecvMsgMulti {
                 other
             }
         }
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let socket = self.socket.clone();
+        flight.when_readable(&socket, step, || self.attempt(flight.scratch, flight.means))
     }
 
     fn more(&mut self, completion: RawCompletion, pool: &Pool) -> Done {

@@ -3,15 +3,22 @@
 
 use super::*;
 use crate::driver::completion::Received;
-use crate::driver::sys::{BUFFER_GROUP, NO_BUFFERS};
-use nix::libc;
-use std::os::fd::AsRawFd;
+use crate::driver::sys::NO_BUFFERS;
 
 /// Receives from a stream into pool buffers until the stream ends, a buffer is wanting, or it is cancelled.
 #[derive(Debug)]
 pub struct RecvMulti {
     /// The socket.
     pub socket: FdRef,
+    /// Into whole buffers that lie apart; only where the driver [has such](crate::driver::Driver::gives_buffers).
+    pub(crate) apart: bool,
+}
+
+impl RecvMulti {
+    /// One that fills the buffers of the pool of streams.
+    pub fn new(socket: FdRef) -> RecvMulti {
+        RecvMulti { socket, apart: false }
+    }
 }
 
 impl Kernel for RecvMulti {
@@ -21,15 +28,17 @@ impl Kernel for RecvMulti {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
-        use io_uring::{opcode, squeue::Flags, types::Fd};
-        let socket = Fd(self.socket.as_raw_fd());
+        use crate::driver::sys::{APART_GROUP, BUFFER_GROUP};
+        use io_uring::{opcode, squeue::Flags};
+        let socket = ring_fd(&self.socket);
+        let group = if self.apart { APART_GROUP } else { BUFFER_GROUP };
         match encoding {
-            Encoding::Plain => opcode::RecvMulti::new(socket, BUFFER_GROUP).build(),
+            Encoding::Plain => opcode::RecvMulti::new(socket, group).build(),
             Encoding::Single => opcode::Recv::new(socket, std::ptr::null_mut(), 0)
-                .buf_group(BUFFER_GROUP)
+                .buf_group(group)
                 .build()
                 .flags(Flags::BUFFER_SELECT),
-            Encoding::Wait => opcode::PollAdd::new(socket, libc::POLLIN as u32).build(),
+            Encoding::Wait => opcode::PollAdd::new(socket, nix::libc::POLLIN as u32).build(),
         }
     }
 
@@ -47,6 +56,12 @@ impl Kernel for RecvMulti {
             }
             other => other,
         }
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let socket = self.socket.clone();
+        flight.when_readable(&socket, step, || self.attempt(flight.scratch, flight.means))
     }
 
     fn more(&mut self, completion: RawCompletion, pool: &Pool) -> Done {

@@ -1,10 +1,8 @@
 //! Sending one payload on a stream.
-#![forbid(unsafe_code)]
+#![allow(unsafe_code)]
 
 use super::*;
 use crate::buf::Payload;
-use nix::libc;
-use std::os::fd::AsRawFd;
 
 /// Sends a payload whole, unless the connection fails on the way.
 #[derive(Debug)]
@@ -48,8 +46,6 @@ impl Send {
     }
 }
 
-const FLAGS: i32 = libc::MSG_NOSIGNAL;
-
 /// `IORING_SEND_ZC_REPORT_USAGE`: the notification tells whether the kernel copied all the same.
 #[cfg(target_os = "linux")]
 const REPORT_USAGE: u16 = 8;
@@ -64,11 +60,12 @@ impl Kernel for Send {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, _: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
-        use io_uring::{opcode, types::Fd};
-        let socket = Fd(self.socket.as_raw_fd());
+        use io_uring::opcode;
+        use nix::libc;
+        let socket = ring_fd(&self.socket);
         let (start, len) = (self.payload.as_ptr(), u32::try_from(self.payload.len()).unwrap_or(u32::MAX));
         // MSG_WAITALL makes short sends the kernel's business.
-        let flags = FLAGS | libc::MSG_WAITALL;
+        let flags = libc::MSG_NOSIGNAL | libc::MSG_WAITALL;
         if self.is_zero_copy() && encoding == Encoding::Plain {
             opcode::SendZc::new(socket, start, len).flags(flags).zc_flags(REPORT_USAGE).build()
         } else {
@@ -101,6 +98,39 @@ impl Kernel for Send {
                 // What has left is reported first; the next send meets the error again.
                 Attempt::Done(_) if sent > 0 => return Attempt::Done(sent as i32),
                 other => return other,
+            }
+        }
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let mut landed = match step {
+            Step::Landed(result) => Some(result),
+            _ => None,
+        };
+        loop {
+            let (Progress::Bytes(sent) | Progress::InPlace(sent)) = self.progress else {
+                return Attempt::Blocked;
+            };
+            let sent = sent as usize;
+            let rest = &self.payload[sent..];
+            let range = os::range(rest.as_ptr(), rest.len().min(BYTES_MAX - sent));
+            // SAFETY: invariant 1: the payload belongs to this operation and does not move.
+            let begun =
+                landed.take().map_or_else(|| unsafe { flight.send(&self.socket, &[range]) }, Begun::Now);
+            match begun {
+                Begun::Pending => return Attempt::Blocked,
+                // What has left is reported first; the next send meets the error again.
+                Begun::Now(result) if result < 0 => {
+                    return Attempt::Done(if sent > 0 { sent as i32 } else { result });
+                }
+                Begun::Now(bytes) => {
+                    let sent = sent + bytes as usize;
+                    self.progress = Progress::Bytes(sent as u32);
+                    if sent == self.payload.len() || sent >= BYTES_MAX {
+                        return Attempt::Done(sent as i32);
+                    }
+                }
             }
         }
     }

@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 use super::*;
+#[cfg(windows)]
+use crate::buf::BATCH_MAX;
 use crate::buf::Batch;
-use nix::libc;
-use std::os::fd::AsRawFd;
 
 /// Sends a batch in order, whole unless the connection fails on the way.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ impl SendMsg {
         unsafe {
             let header = &raw mut (*scratch).header;
             header.write_bytes(0, 1);
-            (*header).msg_iov = vectors.as_mut_ptr();
+            (*header).msg_iov = vectors.as_mut_ptr().cast();
             (*header).msg_iovlen = vectors.len() as _;
             header
         }
@@ -46,9 +46,7 @@ impl Kernel for SendMsg {
     fn sqe(&mut self, scratch: *mut Scratch, _: Encoding) -> io_uring::squeue::Entry {
         let header = self.prepare(scratch, usize::MAX);
         let flags = (libc::MSG_NOSIGNAL | libc::MSG_WAITALL) as u32;
-        io_uring::opcode::SendMsg::new(io_uring::types::Fd(self.socket.as_raw_fd()), header)
-            .flags(flags)
-            .build()
+        io_uring::opcode::SendMsg::new(ring_fd(&self.socket), header).flags(flags).build()
     }
 
     fn attempt(&mut self, scratch: *mut Scratch, means: &Means<'_>) -> Attempt {
@@ -68,6 +66,36 @@ impl Kernel for SendMsg {
                 }
                 Attempt::Done(_) if self.sent > 0 => return Attempt::Done(self.sent as i32),
                 other => return other,
+            }
+        }
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let total = self.batch.bytes();
+        let mut landed = match step {
+            Step::Landed(result) => Some(result),
+            _ => None,
+        };
+        loop {
+            let vectors = self.batch.vectors(self.sent, i32::MAX as usize);
+            let mut ranges = [os::range(std::ptr::null(), 0); BATCH_MAX];
+            let count = vectors.len();
+            for (range, vector) in ranges.iter_mut().zip(vectors) {
+                *range = os::range(vector.start, vector.len);
+            }
+            // SAFETY: invariant 1: the payloads belong to this operation and do not move.
+            let send = || unsafe { flight.send(&self.socket, &ranges[..count]) };
+            match landed.take().map_or_else(send, Begun::Now) {
+                Begun::Pending => return Attempt::Blocked,
+                Begun::Now(result) if result < 0 && self.sent == 0 => return Attempt::Done(result),
+                Begun::Now(result) if result < 0 => return Attempt::Done(self.sent as i32),
+                Begun::Now(bytes) => {
+                    self.sent += bytes as usize;
+                    if self.sent >= total {
+                        return Attempt::Done(self.sent as i32);
+                    }
+                }
             }
         }
     }

@@ -4,9 +4,7 @@
 use super::*;
 use crate::buf::Payload;
 use crate::driver::sys::socket::write_address;
-use nix::libc;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
 
 /// Sends a payload as one datagram, whole or not at all.
 #[derive(Debug)]
@@ -39,8 +37,8 @@ impl Kernel for SendTo {
 
     #[cfg(target_os = "linux")]
     fn sqe(&mut self, scratch: *mut Scratch, encoding: Encoding) -> io_uring::squeue::Entry {
-        use io_uring::{opcode, types::Fd};
-        let socket = Fd(self.socket.as_raw_fd());
+        use io_uring::opcode;
+        let socket = ring_fd(&self.socket);
         let (address, len) = self.address(scratch);
         let (start, bytes) = (self.payload.as_ptr(), self.payload.len() as u32);
         if encoding != Encoding::Plain {
@@ -65,6 +63,16 @@ impl Kernel for SendTo {
 
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
         attempted(self.socket.descriptor().send_to(&self.payload, self.to))
+    }
+
+    #[cfg(windows)]
+    fn start(&mut self, step: Step, flight: &Flight<'_>) -> Attempt {
+        let begin = || {
+            let (address, len) = self.address(flight.scratch);
+            // SAFETY: invariant 1: the payload is the operation's and the address is in its scratch.
+            unsafe { flight.send_to(&self.socket, &self.payload, (address.cast(), len)) }
+        };
+        step.or_begin(begin).attempt()
     }
 
     fn finish(self, completion: RawCompletion, _: &Pool) -> Done {

@@ -20,7 +20,7 @@ impl Kernel for Shutdown {
     fn attempt(&mut self, _: *mut Scratch, _: &Means<'_>) -> Attempt {
         match self.socket.descriptor().shutdown(self.how) {
             Ok(()) => Attempt::Done(0),
-            Err(error) => Attempt::Done(-error.raw_os_error().unwrap_or(nix::libc::EINVAL)),
+            Err(error) => Attempt::Done(-error.raw_os_error().unwrap_or(libc::EINVAL)),
         }
     }
 

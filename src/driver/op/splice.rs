@@ -10,9 +10,7 @@ use super::*;
 use crate::driver::Descriptor;
 use crate::driver::pipes::Pipes;
 use crate::driver::sys::pipe::Pipe;
-use nix::libc;
 use std::cell::{RefCell, RefMut};
-use std::os::fd::AsRawFd;
 use std::rc::Rc;
 
 /// Bytes that one attempt passes on before others have their turn.
@@ -242,7 +240,7 @@ impl Kernel for Splice {
             Direction::Read => (&self.from, libc::POLLIN),
             Direction::Write => (&self.to, libc::POLLOUT),
         };
-        io_uring::opcode::PollAdd::new(io_uring::types::Fd(fd.as_raw_fd()), events as u32).build()
+        io_uring::opcode::PollAdd::new(ring_fd(fd), events as u32).build()
     }
 
     fn attempt(&mut self, _: *mut Scratch, means: &Means<'_>) -> Attempt {

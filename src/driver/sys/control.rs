@@ -4,8 +4,8 @@
 //! it is. Systems other than Linux have none of these here.
 #![forbid(unsafe_code)]
 
+use super::os::libc;
 use crate::driver::datagram::{Ecn, LocalAddress};
-use nix::libc;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Room for what one datagram brings: segment size, two traffic classes, two packet infos.

@@ -26,8 +26,17 @@ pub(crate) fn allowed() -> Vec<usize> {
     if cpus.is_empty() { first_cpus() } else { cpus }
 }
 
+/// The processors this process may run on, by the numbers [`pin_current_thread`] takes. Never empty.
+#[cfg(windows)]
+pub(crate) fn allowed() -> Vec<usize> {
+    match super::os::affinity() {
+        0 => first_cpus(),
+        mask => (0..usize::BITS as usize).filter(|&cpu| mask >> cpu & 1 != 0).collect(),
+    }
+}
+
 /// The processors this thread may run on, by number. Never empty.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 pub(crate) fn allowed() -> Vec<usize> {
     first_cpus()
 }
@@ -85,8 +94,16 @@ pub(crate) fn pin_current_thread(cpu: usize) -> io::Result<()> {
     Ok(())
 }
 
+/// Lets the calling thread run on one processor only. Where Windows puts processors in groups, because there are more
+/// than 64, the number is one of the thread's group.
+#[cfg(windows)]
+pub(crate) fn pin_current_thread(cpu: usize) -> io::Result<()> {
+    let mask = u32::try_from(cpu).ok().and_then(|cpu| 1_usize.checked_shl(cpu));
+    super::os::set_affinity(mask.ok_or(io::ErrorKind::InvalidInput)?).map(drop)
+}
+
 /// Refuses: this system has no portable call for it. The caller runs unpinned.
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", windows)))]
 pub(crate) fn pin_current_thread(_cpu: usize) -> io::Result<()> {
     Err(io::ErrorKind::Unsupported.into())
 }
@@ -379,5 +396,23 @@ mod tests {
         assert_eq!(pinned.join().expect("no panic").expect("an allowed processor"), [cpu]);
         assert_eq!(allowed(), before);
         assert!(pin_current_thread(usize::MAX).is_err());
+    }
+
+    #[cfg(windows)]
+    #[test]
+    fn a_pinned_thread_is_allowed_one_processor_and_its_siblings_keep_theirs() {
+        use crate::driver::sys::os::set_affinity;
+        let all = allowed();
+        let cpu = *all.last().expect("one is allowed");
+        let mask = |cpus: &[usize]| cpus.iter().fold(0, |mask, cpu| mask | 1_usize << cpu);
+        let pinned = std::thread::spawn(move || {
+            pin_current_thread(cpu).expect("an allowed processor");
+            // What it replaces tells what was allowed.
+            set_affinity(1 << cpu).expect("an allowed processor")
+        });
+        assert_eq!(pinned.join().expect("no panic"), mask(&[cpu]));
+        let own = std::thread::spawn(move || set_affinity(1 << cpu)).join().expect("no panic");
+        assert_eq!(own.expect("an allowed processor"), mask(&all));
+        assert!(pin_current_thread(usize::MAX).is_err() && pin_current_thread(63).is_err());
     }
 }

@@ -9,28 +9,28 @@ use super::control::{
     IP_PKTINFO, IP_RECVTOS, IPV6_RECVPKTINFO, IPV6_RECVTCLASS, SOL_UDP, UDP_GRO, UDP_SEGMENT,
 };
 use super::messages::Message;
+use super::os::{self, Owned, Raw, libc};
 use super::pipe::Pipe;
 #[cfg(feature = "sim")]
 use super::sim;
+#[cfg(feature = "sim")]
 use super::socket;
 use crate::driver::op::Direction;
-use nix::libc;
 use socket2::{SockAddr, SockRef};
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::time::Duration;
 
 /// An open socket or file. Dropping it closes it.
 ///
-/// Made from the standard library's types, and turned back into them by `OwnedFd::try_from`; that fails for one
+/// Made from the standard library's types, and turned back into them by `TryFrom`; that fails for one
 /// of a simulated host, which the system does not know.
 #[derive(Debug)]
 pub struct Descriptor(Kind);
 
 #[derive(Debug)]
 enum Kind {
-    System(OwnedFd),
+    System(Owned),
     #[cfg(feature = "sim")]
     Simulated(sim::Descriptor),
 }
@@ -44,20 +44,6 @@ macro_rules! on {
             Kind::Simulated($simulated) => $other,
         }
     };
-}
-
-/// A system call, made again when a signal interrupted it: its result or negated error number.
-pub(crate) fn called(mut call: impl FnMut() -> isize) -> i32 {
-    loop {
-        let returned = call();
-        if returned >= 0 {
-            return i32::try_from(returned).unwrap_or(i32::MAX);
-        }
-        match nix::errno::Errno::last_raw() {
-            libc::EINTR => continue,
-            number => return -number,
-        }
-    }
 }
 
 /// The negated number of an error.
@@ -82,9 +68,44 @@ impl Descriptor {
         on!(self, _fd => None, simulated => Some(simulated))
     }
 
+    /// What the system knows it by. One of a simulated host lends the null device.
+    pub(crate) fn raw(&self) -> Raw {
+        on!(self, fd => os::raw(fd), _simulated => os::raw(sim::placeholder()))
+    }
+
+    /// As [`raw`](Self::raw), to lend it.
+    #[cfg(unix)]
+    pub(super) fn borrow(&self) -> std::os::fd::BorrowedFd<'_> {
+        use std::os::fd::AsFd;
+        on!(self, fd => fd.as_fd(), _simulated => sim::placeholder().as_fd())
+    }
+
+    /// As [`raw`](Self::raw), to lend it. The system refuses what is no socket.
+    #[cfg(windows)]
+    pub(crate) fn borrow(&self) -> std::os::windows::io::BorrowedSocket<'_> {
+        use std::os::windows::io::AsSocket;
+        on!(self, fd => fd.as_socket(), _simulated => unreachable!("there is no simulation on this system"))
+    }
+
+    /// Whether it is a file of the system.
+    #[cfg(windows)]
+    pub(super) fn is_file(&self) -> bool {
+        on!(self, fd => fd.is_file(), _simulated => false)
+    }
+
+    /// Whether it is a file of the system whose calls need no thread.
+    pub(crate) fn is_overlapped_file(&self) -> bool {
+        on!(self, fd => os::is_overlapped_file(fd), _simulated => false)
+    }
+
+    /// Another handle of the file, for calls of the standard library.
+    pub(crate) fn to_file(&self) -> io::Result<std::fs::File> {
+        on!(self, fd => os::file(fd), _simulated => sim::placeholder().try_clone())
+    }
+
     /// Sets whether calls of others on it block.
     pub(crate) fn set_nonblocking(&self, nonblocking: bool) -> io::Result<()> {
-        on!(self, fd => socket::set_nonblocking(fd, nonblocking), _simulated => { let _ = nonblocking; Ok(()) })
+        on!(self, fd => os::set_nonblocking(fd, nonblocking), _simulated => { let _ = nonblocking; Ok(()) })
     }
 }
 
@@ -92,7 +113,7 @@ impl Descriptor {
 impl Descriptor {
     /// `accept(2)`: what [`accepted`](Self::accepted) makes a descriptor of.
     pub(crate) fn accept(&self) -> i32 {
-        on!(self, fd => called(|| socket::accept_raw(fd.as_raw_fd()) as isize), simulated => simulated.accept())
+        on!(self, fd => os::accept(os::raw(fd)), simulated => simulated.accept())
     }
 
     /// The connection that an accept on this listener brought.
@@ -103,7 +124,7 @@ impl Descriptor {
     pub(crate) unsafe fn accepted(&self, result: i32) -> Descriptor {
         match &self.0 {
             // SAFETY: invariant 1: the caller's promise: a new descriptor that nobody else owns.
-            Kind::System(_) => Descriptor(Kind::System(unsafe { OwnedFd::from_raw_fd(result) })),
+            Kind::System(_) => Descriptor(Kind::System(unsafe { os::accepted(result) })),
             #[cfg(feature = "sim")]
             Kind::Simulated(simulated) => Descriptor(Kind::Simulated(simulated.accepted(result))),
         }
@@ -117,7 +138,7 @@ impl Descriptor {
 
     /// Whether it is ready in a direction right now. An error counts as ready: the next call reports it.
     pub(crate) fn is_ready(&self, direction: Direction) -> bool {
-        on!(self, fd => socket::is_ready(fd, direction), simulated => simulated.is_ready(direction))
+        on!(self, fd => os::is_ready(fd, direction), simulated => simulated.is_ready(direction))
     }
 
     /// Takes the error that waits on a socket: 0, or its negated number.
@@ -136,7 +157,7 @@ impl Descriptor {
     pub(crate) unsafe fn receive(&self, start: *mut u8, len: usize) -> i32 {
         on!(self, fd => {
             // SAFETY: invariant 1: the caller's promise.
-            called(|| unsafe { libc::recv(fd.as_raw_fd(), start.cast(), len, libc::MSG_DONTWAIT) })
+            unsafe { os::receive(os::raw(fd), start, len) }
         }, simulated => {
             // SAFETY: invariant 1: the caller's promise.
             unsafe { simulated_into(start, len.min(simulated.waiting()), |room| simulated.receive(room)) }
@@ -145,11 +166,7 @@ impl Descriptor {
 
     /// Sends on a stream; perhaps not all.
     pub(crate) fn send(&self, bytes: &[u8]) -> i32 {
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-        on!(self, fd => called(|| {
-            // SAFETY: invariant 1: a slice can be read as long as this call takes.
-            unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) }
-        }), simulated => { let _ = flags; simulated.send(bytes) })
+        on!(self, fd => os::send(os::raw(fd), bytes), simulated => simulated.send(bytes))
     }
 
     /// `sendmsg(2)` on a stream.
@@ -158,12 +175,10 @@ impl Descriptor {
     ///
     /// `header` names one vector of ranges that can be read, and no address.
     pub(crate) unsafe fn send_message(&self, header: *const libc::msghdr) -> i32 {
-        let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
         on!(self, fd => {
             // SAFETY: invariant 1: the caller's promise.
-            called(|| unsafe { libc::sendmsg(fd.as_raw_fd(), header, flags) })
+            unsafe { os::send_message(os::raw(fd), header) }
         }, simulated => {
-            let _ = flags;
             // SAFETY: invariant 1: the caller's promise.
             let ranges = unsafe { std::slice::from_raw_parts((*header).msg_iov, (*header).msg_iovlen as _) };
             let ranges = ranges.iter().map(|range| {
@@ -182,7 +197,7 @@ impl Descriptor {
     pub(crate) unsafe fn receive_message(&self, header: *mut libc::msghdr) -> i32 {
         on!(self, fd => {
             // SAFETY: invariant 1: the caller's promise.
-            called(|| unsafe { libc::recvmsg(fd.as_raw_fd(), header, libc::MSG_DONTWAIT) })
+            unsafe { os::receive_message(os::raw(fd), header) }
         }, simulated => {
             // SAFETY: invariant 1: the caller's promise.
             unsafe { simulated_message(simulated, header) }
@@ -193,23 +208,18 @@ impl Descriptor {
     pub(crate) fn send_to(&self, bytes: &[u8], to: Option<SocketAddr>) -> i32 {
         on!(self, fd => {
             let to = to.map(SockAddr::from);
-            let (address, len) = to.as_ref().map_or((std::ptr::null(), 0), |to| (to.as_ptr(), to.len()));
-            let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT;
-            // SAFETY: invariant 1: slice and address can be read as long as this call takes.
-            called(|| unsafe {
-                libc::sendto(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags, address.cast(), len)
-            })
+            os::send_to(os::raw(fd), bytes, to.as_ref())
         }, simulated => simulated.send_to(bytes, to))
     }
 
     /// Moves what was received into an empty pipe; simulated hosts have none.
     pub(crate) fn splice_into(&self, pipe: &Pipe, len: usize) -> i32 {
-        on!(self, fd => pipe.fill(fd.as_fd(), len), _simulated => { let _ = (pipe, len); -libc::EOPNOTSUPP })
+        on!(self, fd => pipe.fill(fd, len), _simulated => { let _ = (pipe, len); -libc::EOPNOTSUPP })
     }
 
     /// Sends what is in a pipe; perhaps not all.
     pub(crate) fn splice_from(&self, pipe: &Pipe, len: usize) -> i32 {
-        on!(self, fd => pipe.empty(fd.as_fd(), len), _simulated => { let _ = (pipe, len); -libc::EOPNOTSUPP })
+        on!(self, fd => pipe.empty(fd, len), _simulated => { let _ = (pipe, len); -libc::EOPNOTSUPP })
     }
 
     /// `recvmmsg(2)`: up to `count` datagrams with their senders; their number.
@@ -220,7 +230,7 @@ impl Descriptor {
     pub(crate) unsafe fn receive_messages(&self, messages: *mut Message, count: usize) -> i32 {
         on!(self, fd => {
             // SAFETY: invariant 1: the caller's promise.
-            called(|| unsafe { socket::receive_messages(fd.as_raw_fd(), messages, count) })
+            unsafe { os::receive_messages(os::raw(fd), messages, count) }
         }, simulated => {
             each_message(count, |index| {
                 // SAFETY: invariant 1: the caller's promise.
@@ -243,7 +253,7 @@ impl Descriptor {
     pub(crate) unsafe fn send_messages(&self, messages: *mut Message, count: usize) -> i32 {
         on!(self, fd => {
             // SAFETY: invariant 1: the caller's promise.
-            called(|| unsafe { socket::send_messages(fd.as_raw_fd(), messages, count) })
+            unsafe { os::send_messages(os::raw(fd), messages, count) }
         }, simulated => {
             each_message(count, |index| {
                 // SAFETY: invariant 1: the caller's promise. Nothing is joined where the kernel does not cut.
@@ -262,7 +272,7 @@ impl Descriptor {
 
     /// Whether the kernel cuts payloads in datagrams (udp(7): UDP_SEGMENT).
     pub(crate) fn cuts_segments(&self) -> bool {
-        on!(self, fd => cfg!(target_os = "linux") && socket::has_option(fd, SOL_UDP, UDP_SEGMENT),
+        on!(self, fd => cfg!(target_os = "linux") && os::has_option(fd, SOL_UDP, UDP_SEGMENT),
             _simulated => false)
     }
 
@@ -280,7 +290,7 @@ impl Descriptor {
     pub(crate) unsafe fn read_at(&self, start: *mut u8, len: usize, offset: u64) -> i32 {
         on!(self, fd => {
             // SAFETY: invariant 1: the caller's promise.
-            called(|| unsafe { libc::pread(fd.as_raw_fd(), start.cast(), len, offset as libc::off_t) })
+            unsafe { os::read_at(os::raw(fd), start, len, offset) }
         }, simulated => {
             // SAFETY: invariant 1: the caller's promise.
             unsafe { simulated_into(start, len, |room| simulated.read_at(room, offset)) }
@@ -289,19 +299,15 @@ impl Descriptor {
 
     /// Writes at an offset.
     pub(crate) fn write_at(&self, bytes: &[u8], offset: u64) -> i32 {
-        on!(self, fd => called(|| {
+        on!(self, fd => {
             // SAFETY: invariant 1: a slice can be read as long as this call takes.
-            unsafe { libc::pwrite(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), offset as libc::off_t) }
-        }), simulated => simulated.write_at(bytes, offset))
+            unsafe { os::write_at(os::raw(fd), bytes.as_ptr(), bytes.len(), offset) }
+        }, simulated => simulated.write_at(bytes, offset))
     }
 
     /// Waits until content (and metadata) are on their device.
     pub(crate) fn sync(&self, data_only: bool) -> i32 {
-        on!(self, fd => called(|| {
-            let file = fd.as_raw_fd();
-            // SAFETY: invariant 1: the descriptor is open.
-            (unsafe { if data_only { libc::fdatasync(file) } else { libc::fsync(file) } }) as isize
-        }), simulated => { let _ = data_only; simulated.sync() })
+        on!(self, fd => os::sync(os::raw(fd), data_only), simulated => { let _ = data_only; simulated.sync() })
     }
 }
 
@@ -357,11 +363,13 @@ impl Descriptor {
 
     /// Whether received bytes wait in the system.
     pub(crate) fn has_unread(&self) -> bool {
-        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
-        on!(self, fd => {
-            let mut byte = [std::mem::MaybeUninit::uninit()];
-            matches!(SockRef::from(fd).recv_with_flags(&mut byte, flags), Ok(1))
-        }, simulated => { let _ = flags; simulated.waiting() > 0 })
+        on!(self, fd => os::has_unread(fd), simulated => simulated.waiting() > 0)
+    }
+
+    /// Whether programs that are started get it, too.
+    #[cfg(test)]
+    pub(crate) fn is_inherited(&self) -> bool {
+        on!(self, fd => os::is_inherited(fd), _simulated => false)
     }
 
     /// Breaks a TCP connection off: the peer sees a reset, and sends that wait in the system end.
@@ -370,7 +378,7 @@ impl Descriptor {
     ///
     /// If the socket is of another kind, or the system cannot. (A simulated host finds each send that it shall cancel.)
     pub(crate) fn disconnect(&self) -> io::Result<()> {
-        on!(self, fd => socket::disconnect(fd), _simulated => Ok(()))
+        on!(self, fd => os::disconnect(fd), _simulated => Ok(()))
     }
 
     /// Makes the next close a reset.
@@ -379,11 +387,11 @@ impl Descriptor {
     }
 
     pub(crate) fn set_reuse_address(&self, reuse: bool) -> io::Result<()> {
-        on!(self, fd => SockRef::from(fd).set_reuse_address(reuse), simulated => simulated.set_reuse_address(reuse))
+        on!(self, fd => os::set_reuse_address(fd, reuse), simulated => simulated.set_reuse_address(reuse))
     }
 
     pub(crate) fn set_reuse_port(&self, reuse: bool) -> io::Result<()> {
-        on!(self, fd => SockRef::from(fd).set_reuse_port(reuse), simulated => simulated.set_reuse_port(reuse))
+        on!(self, fd => os::set_reuse_port(fd, reuse), simulated => simulated.set_reuse_port(reuse))
     }
 
     pub(crate) fn set_broadcast(&self, broadcast: bool) -> io::Result<()> {
@@ -415,7 +423,7 @@ impl Descriptor {
 
     /// Lets the kernel join datagrams. A simulated kernel never does, which any may.
     pub(crate) fn set_joins_datagrams(&self, joins: bool) -> io::Result<()> {
-        on!(self, fd => linux_only(|| socket::set_option(fd, SOL_UDP, UDP_GRO, joins.into())),
+        on!(self, fd => linux_only(|| os::set_option(fd, SOL_UDP, UDP_GRO, joins.into())),
             _simulated => { let _ = joins; Ok(()) })
     }
 
@@ -423,9 +431,9 @@ impl Descriptor {
     pub(crate) fn set_tells_ecn(&self, tells: bool) -> io::Result<()> {
         on!(self, fd => linux_only(|| {
             // IPv6 sockets bring IPv4 datagrams too.
-            socket::set_option(fd, libc::IPPROTO_IP, IP_RECVTOS, tells.into())?;
+            os::set_option(fd, libc::IPPROTO_IP, IP_RECVTOS, tells.into())?;
             if self.is_v6()? {
-                socket::set_option(fd, libc::IPPROTO_IPV6, IPV6_RECVTCLASS, tells.into())?;
+                os::set_option(fd, libc::IPPROTO_IPV6, IPV6_RECVTCLASS, tells.into())?;
             }
             Ok(())
         }), _simulated => { let _ = tells; Err(io::ErrorKind::Unsupported.into()) })
@@ -434,8 +442,8 @@ impl Descriptor {
     /// Asks for the local address and interface of each datagram.
     pub(crate) fn set_tells_local(&self, tells: bool) -> io::Result<()> {
         on!(self, fd => linux_only(|| match self.is_v6()? {
-            true => socket::set_option(fd, libc::IPPROTO_IPV6, IPV6_RECVPKTINFO, tells.into()),
-            false => socket::set_option(fd, libc::IPPROTO_IP, IP_PKTINFO, tells.into()),
+            true => os::set_option(fd, libc::IPPROTO_IPV6, IPV6_RECVPKTINFO, tells.into()),
+            false => os::set_option(fd, libc::IPPROTO_IP, IP_PKTINFO, tells.into()),
         }), _simulated => { let _ = tells; Err(io::ErrorKind::Unsupported.into()) })
     }
 
@@ -445,7 +453,7 @@ impl Descriptor {
 
     /// Bytes in a file.
     pub(crate) fn length(&self) -> io::Result<u64> {
-        on!(self, fd => Ok(std::fs::File::from(fd.try_clone()?).metadata()?.len()), simulated => simulated.length())
+        on!(self, fd => Ok(os::file(fd)?.metadata()?.len()), simulated => simulated.length())
     }
 }
 
@@ -518,8 +526,8 @@ unsafe fn simulated_message(simulated: &sim::Descriptor, header: *mut libc::msgh
     result
 }
 
-impl From<OwnedFd> for Descriptor {
-    fn from(fd: OwnedFd) -> Descriptor {
+impl From<Owned> for Descriptor {
+    fn from(fd: Owned) -> Descriptor {
         Descriptor(Kind::System(fd))
     }
 }
@@ -527,24 +535,24 @@ impl From<OwnedFd> for Descriptor {
 /// What an owned descriptor of the system is made of.
 macro_rules! from_system {
     ($($owner:ty),* $(,)?) => {
-        $(impl From<$owner> for Descriptor {
-            fn from(owner: $owner) -> Descriptor {
-                Descriptor::from(OwnedFd::from(owner))
+        $(impl From<$owner> for $crate::driver::Descriptor {
+            fn from(owner: $owner) -> $crate::driver::Descriptor {
+                $crate::driver::Descriptor::from($crate::driver::sys::os::Owned::from(owner))
             }
         })*
     };
 }
+pub(super) use from_system;
 
 from_system! {
-    std::net::TcpListener, std::net::TcpStream, std::net::UdpSocket, std::os::unix::net::UnixListener,
-    std::os::unix::net::UnixStream, std::os::unix::net::UnixDatagram, std::fs::File, socket2::Socket,
+    std::net::TcpListener, std::net::TcpStream, std::net::UdpSocket, std::fs::File, socket2::Socket,
 }
 
 /// Fails for a descriptor of a simulated host, and closes it.
-impl TryFrom<Descriptor> for OwnedFd {
+impl TryFrom<Descriptor> for Owned {
     type Error = io::Error;
 
-    fn try_from(descriptor: Descriptor) -> io::Result<OwnedFd> {
+    fn try_from(descriptor: Descriptor) -> io::Result<Owned> {
         match descriptor.0 {
             Kind::System(fd) => Ok(fd),
             #[cfg(feature = "sim")]
@@ -553,12 +561,5 @@ impl TryFrom<Descriptor> for OwnedFd {
                 "a simulated socket cannot leave its simulation; keep the connection inside the runtime",
             )),
         }
-    }
-}
-
-/// One of a simulated host lends the null device: options set on it have no effect.
-impl AsFd for Descriptor {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        on!(self, fd => fd.as_fd(), _simulated => sim::placeholder())
     }
 }

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 use super::descriptor::Descriptor;
+use super::os;
 #[cfg(feature = "sim")]
 use super::sim;
 use crate::error::Full;
@@ -123,7 +124,7 @@ impl Host {
         match &self.0 {
             Kind::Real => {
                 let protocol = (domain != Domain::UNIX).then_some(Protocol::TCP);
-                Ok(Socket::new(domain, Type::STREAM, protocol)?.into())
+                new_socket(domain, Type::STREAM, protocol)
             }
             #[cfg(feature = "sim")]
             Kind::Simulated(machine) => machine.stream_socket(domain),
@@ -133,7 +134,7 @@ impl Host {
     /// A UDP socket.
     pub(crate) fn datagram_socket(&self, domain: Domain) -> io::Result<Descriptor> {
         match &self.0 {
-            Kind::Real => Ok(Socket::new(domain, Type::DGRAM, Some(Protocol::UDP))?.into()),
+            Kind::Real => new_socket(domain, Type::DGRAM, Some(Protocol::UDP)),
             #[cfg(feature = "sim")]
             Kind::Simulated(machine) => machine.datagram_socket(domain),
         }
@@ -143,7 +144,7 @@ impl Host {
     pub(crate) fn pair(&self) -> io::Result<(Descriptor, Descriptor)> {
         match &self.0 {
             Kind::Real => {
-                let (a, b) = std::os::unix::net::UnixStream::pair()?;
+                let (a, b) = os::pair()?;
                 Ok((a.into(), b.into()))
             }
             #[cfg(feature = "sim")]
@@ -154,8 +155,7 @@ impl Host {
     /// Opens a file to read it, or makes an empty one to write. May block.
     pub(crate) fn open_file(&self, path: &Path, create: bool) -> io::Result<Descriptor> {
         match &self.0 {
-            Kind::Real if create => Ok(std::fs::File::create(path)?.into()),
-            Kind::Real => Ok(std::fs::File::open(path)?.into()),
+            Kind::Real => Ok(os::open_file(path, create)?.into()),
             #[cfg(feature = "sim")]
             Kind::Simulated(machine) => machine.open_file(path, create),
         }
@@ -191,4 +191,14 @@ impl Host {
             Kind::Simulated(machine) => machine.run_blocking(job),
         }
     }
+}
+
+/// A socket of the system. One of IPv6 takes IPv4 too, on systems where that has to be asked for as on the others; one
+/// that never does (OpenBSD) stays as it is.
+fn new_socket(domain: Domain, kind: Type, protocol: Option<Protocol>) -> io::Result<Descriptor> {
+    let socket = Socket::new(domain, kind, protocol)?;
+    if domain == Domain::IPV6 {
+        let _ = socket.set_only_v6(false);
+    }
+    Ok(socket.into())
 }

@@ -7,10 +7,10 @@
 use super::NO_BUFFERS;
 use super::control::{self, RECEIVED_BYTES, SENT_BYTES, Sent};
 use super::descriptor::Descriptor;
+use super::os::libc;
 use super::socket::{read_address, write_address};
 use crate::buf::{BufferId, Pool};
 use crate::driver::datagram::{Exchange, Outgoing, SEGMENTED_BYTES_MAX, SEGMENTS_MAX, Segments};
-use nix::libc;
 use std::net::SocketAddr;
 use std::ptr::NonNull;
 

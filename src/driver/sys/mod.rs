@@ -11,12 +11,20 @@ pub(crate) mod blocking;
 pub(crate) mod control;
 pub(crate) mod cpus;
 pub(crate) mod descriptor;
+pub(crate) mod device;
+mod elsewhere;
 pub(crate) mod host;
+#[cfg(windows)]
+pub(crate) mod iocp;
 pub(crate) mod messages;
+pub(crate) mod os;
 pub(crate) mod pipe;
+#[cfg(unix)]
 pub(crate) mod poller;
+#[cfg(unix)]
 mod readiness;
 pub(crate) mod script;
+pub(crate) mod signal;
 #[cfg(feature = "sim")]
 pub(crate) mod sim;
 pub(crate) mod socket;
@@ -36,7 +44,8 @@ use super::token::Token;
 use crate::buf::Pool;
 use crate::config::{Backend as Choice, Config, Limits};
 use crate::report::{BackendKind, BackendReport, Capabilities, Capability};
-use nix::libc;
+use os::libc;
+#[cfg(unix)]
 use readiness::Readiness;
 use script::ScriptBackend;
 use std::io;
@@ -47,9 +56,14 @@ pub(crate) const CANCELED: i32 = libc::ECANCELED;
 /// The error number of a receive for which no buffer was free.
 pub(crate) const NO_BUFFERS: i32 = libc::ENOBUFS;
 /// The kernel's name for our ring of receive buffers for streams.
+#[cfg(target_os = "linux")]
 pub(crate) const BUFFER_GROUP: u16 = 0;
 /// The kernel's name for that of datagrams.
+#[cfg(target_os = "linux")]
 pub(crate) const DATAGRAM_GROUP: u16 = 1;
+/// The one of buffers that lie apart.
+#[cfg(target_os = "linux")]
+pub(crate) const APART_GROUP: u16 = 2;
 
 /// Whether an accept was refused for lack of descriptors or of memory for them: the listener pauses.
 pub(crate) fn is_out_of_descriptors(error: &io::Error) -> bool {
@@ -89,7 +103,10 @@ pub(crate) struct Workbench<'a> {
 pub(crate) enum Backend {
     #[cfg(target_os = "linux")]
     Uring(Box<uring::Uring>),
+    #[cfg(unix)]
     Readiness(Box<Readiness>),
+    #[cfg(windows)]
+    Iocp(Box<iocp::Iocp>),
     Script(Box<ScriptBackend>),
     #[cfg(feature = "sim")]
     Sim(Box<sim::SimBackend>),
@@ -102,12 +119,12 @@ impl Backend {
     pub(crate) fn new(config: &Config) -> io::Result<(Backend, BackendReport)> {
         if let Some(script) = &config.script {
             let backend = ScriptBackend::new(script.clone(), config)?;
-            let report = emulated(BackendKind::Script, format!("scripted with seed {}", script.seed));
+            let report = emulated(config, BackendKind::Script, format!("scripted with seed {}", script.seed));
             return Ok((Backend::Script(Box::new(backend)), report));
         }
         #[cfg(feature = "sim")]
         if let Some(machine) = config.host.machine() {
-            let mut report = emulated(BackendKind::Simulated, "a host of a simulation".into());
+            let mut report = emulated(config, BackendKind::Simulated, "a host of a simulation".into());
             // Its kernel tells the release of a payload in a completion of its own, as a ring does.
             report.capabilities.insert(crate::report::Capability::ZeroCopySend);
             return Ok((Backend::Sim(Box::new(sim::SimBackend::new(machine, config))), report));
@@ -122,22 +139,54 @@ impl Backend {
         match choice {
             Choice::Readiness => Backend::readiness(config, asked, Vec::new()),
             Choice::Uring => Backend::uring(config, &asked).map_err(|refusal| refusal.error),
-            Choice::Auto => match Backend::uring(config, &asked) {
-                Ok(made) => Ok(made),
-                Err(refusal) => {
-                    Backend::readiness(config, format!("io_uring: {}", refusal.error), refusal.ladder)
-                }
-            },
+            Choice::Iocp => Backend::iocp(config, asked),
+            Choice::Auto => Backend::best(config, asked),
         }
     }
 
+    #[cfg(unix)]
+    fn best(config: &Config, asked: String) -> io::Result<(Backend, BackendReport)> {
+        let refusal = match Backend::uring(config, &asked) {
+            Ok((ring, report)) if report.capabilities.has(Capability::BufferRing) => {
+                return Ok((ring, report));
+            }
+            Ok((_, report)) => Refusal::without_buffers(report),
+            Err(refusal) => refusal,
+        };
+        Backend::readiness(config, format!("io_uring: {}", refusal.error), refusal.ladder)
+    }
+
+    #[cfg(windows)]
+    fn best(config: &Config, asked: String) -> io::Result<(Backend, BackendReport)> {
+        Backend::iocp(config, asked)
+    }
+
+    #[cfg(windows)]
+    fn iocp(config: &Config, reason: String) -> io::Result<(Backend, BackendReport)> {
+        let backend = iocp::Iocp::new(config)?;
+        let mut report = emulated(config, BackendKind::Iocp, reason);
+        report.ladder.push("I/O completion port: ok".into());
+        Ok((Backend::Iocp(Box::new(backend)), report))
+    }
+
+    #[cfg(not(windows))]
+    fn iocp(_: &Config, _: String) -> io::Result<(Backend, BackendReport)> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this system has no I/O completion ports"))
+    }
+
+    #[cfg(windows)]
+    fn readiness(_: &Config, _: String, _: Vec<String>) -> io::Result<(Backend, BackendReport)> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this system has completions; ask for iocp or auto"))
+    }
+
+    #[cfg(unix)]
     fn readiness(
         config: &Config,
         reason: String,
         ladder: Vec<String>,
     ) -> io::Result<(Backend, BackendReport)> {
         let backend = Readiness::new(config)?;
-        let mut report = emulated(BackendKind::Readiness, reason);
+        let mut report = emulated(config, BackendKind::Readiness, reason);
         report.ladder = ladder;
         report.ladder.push(backend.describe().into());
         Ok((Backend::Readiness(Box::new(backend)), report))
@@ -164,18 +213,40 @@ impl Backend {
         }
     }
 
+    /// Whether standing receives of streams may fill so many buffers that lie apart.
+    pub(crate) fn serves_apart(&mut self, count: usize) -> bool {
+        match self {
+            #[cfg(target_os = "linux")]
+            Backend::Uring(ring) => ring.serves_apart(count),
+            _ => {
+                let _ = count;
+                true
+            }
+        }
+    }
+
     /// Receives of datagrams shall fill this pool from now on; says what the system lacks for it.
     pub(crate) fn serve_datagrams(&mut self, pool: &Pool) -> Option<(Capability, String)> {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(ring) => ring.serve_datagrams(pool),
-            _ => None,
+            _ => {
+                let _ = pool;
+                None
+            }
         }
     }
 
     /// Whether descriptors must not block for this backend.
     pub(crate) fn wants_nonblocking(&self) -> bool {
-        matches!(self, Backend::Readiness(_) | Backend::Script(_))
+        match self {
+            #[cfg(unix)]
+            Backend::Readiness(_) => true,
+            #[cfg(windows)]
+            Backend::Iocp(_) => true,
+            Backend::Script(_) => true,
+            _ => false,
+        }
     }
 
     /// Whether a submission shall be refused as if the table were full; only a script does that.
@@ -192,7 +263,10 @@ impl Backend {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(ring) => ring.wake(),
+            #[cfg(unix)]
             Backend::Readiness(readiness) => readiness.wake(),
+            #[cfg(windows)]
+            Backend::Iocp(iocp) => iocp.wake(),
             Backend::Script(script) => script.wake(),
             #[cfg(feature = "sim")]
             Backend::Sim(sim) => sim.wake(),
@@ -204,7 +278,10 @@ impl Backend {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(ring) => ring.submit(token, slots),
+            #[cfg(unix)]
             Backend::Readiness(readiness) => return readiness.submit(token, slots),
+            #[cfg(windows)]
+            Backend::Iocp(iocp) => iocp.submit(token, slots),
             Backend::Script(script) => script.submit(token),
             #[cfg(feature = "sim")]
             Backend::Sim(sim) => sim.submit(token),
@@ -217,7 +294,10 @@ impl Backend {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(ring) => ring.cancel(token, slots),
+            #[cfg(unix)]
             Backend::Readiness(readiness) => readiness.cancel(token, slots),
+            #[cfg(windows)]
+            Backend::Iocp(iocp) => iocp.cancel(token, slots),
             Backend::Script(script) => script.cancel(token),
             #[cfg(feature = "sim")]
             Backend::Sim(sim) => sim.cancel(token),
@@ -227,23 +307,40 @@ impl Backend {
 
     /// The descriptor is about to be closed or given away; no operation uses it.
     pub(crate) fn forget(&mut self, fd: &FdRef) {
+        #[cfg(unix)]
         if let Backend::Readiness(readiness) = self {
             readiness.forget(fd);
         }
+        // A port forgets what is closed by itself.
+        let _ = fd;
+    }
+
+    /// The descriptor is about to be used elsewhere; no operation uses it.
+    pub(crate) fn give_away(&mut self, fd: &FdRef) {
+        #[cfg(windows)]
+        if let Backend::Iocp(iocp) = self {
+            iocp.give_away(fd);
+        }
+        let _ = fd;
     }
 
     /// A descriptor was closed by dropping its last reference; this was its registration.
     pub(crate) fn forget_closed(&mut self, registration: u32) {
+        #[cfg(unix)]
         if let Backend::Readiness(readiness) = self {
             readiness.forget_closed(registration);
         }
+        let _ = registration;
     }
 
     pub(crate) fn wait(&mut self, bench: &mut Workbench<'_>, timeout: Option<Duration>) -> io::Result<()> {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(ring) => ring.wait(bench, timeout),
+            #[cfg(unix)]
             Backend::Readiness(readiness) => readiness.wait(bench, timeout),
+            #[cfg(windows)]
+            Backend::Iocp(iocp) => iocp.wait(bench, timeout),
             Backend::Script(script) => script.wait(bench, timeout),
             #[cfg(feature = "sim")]
             Backend::Sim(sim) => {
@@ -260,6 +357,17 @@ impl Backend {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(_) => true,
+            #[cfg(unix)]
+            Backend::Readiness(_) => true,
+            _ => false,
+        }
+    }
+
+    /// See `Driver::sends_by_calls`.
+    #[inline]
+    pub(crate) fn sends_by_calls(&self) -> bool {
+        match self {
+            #[cfg(unix)]
             Backend::Readiness(_) => true,
             _ => false,
         }
@@ -283,6 +391,7 @@ impl Backend {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(ring) => ring.has_news(),
+            #[cfg(unix)]
             Backend::Readiness(readiness) => readiness.has_news(),
             _ => false,
         }
@@ -302,7 +411,10 @@ impl Backend {
         match self {
             #[cfg(target_os = "linux")]
             Backend::Uring(ring) => ring.insist(),
+            #[cfg(unix)]
             Backend::Readiness(readiness) => readiness.insist(),
+            #[cfg(windows)]
+            Backend::Iocp(iocp) => iocp.insist(),
             _ => {}
         }
     }
@@ -331,6 +443,20 @@ pub(crate) struct Refusal {
     pub(crate) ladder: Vec<String>,
 }
 
+impl Refusal {
+    /// Without buffers that the kernel picks, a receive is a poll by the ring and a call, so as much work as on
+    /// readiness and more; and rings of that age have bugs that later ones have not.
+    fn without_buffers(report: BackendReport) -> Refusal {
+        let lacks = report.lowered.iter().find(|(what, _)| *what == Capability::BufferRing);
+        let why = lacks.map_or("not allowed", |(_, why)| why);
+        let text = format!(
+            "no receive buffers can be shared with the ring ({why}), which takes Linux 5.19, and it is not worth having \
+             without; Backend::Uring takes it all the same"
+        );
+        Refusal { error: io::Error::new(io::ErrorKind::Unsupported, text), ladder: report.ladder }
+    }
+}
+
 /// What the environment or else the configuration asks for, before any io_uring call is made.
 fn asked_for(config: &Config) -> io::Result<(Choice, String)> {
     const VARIABLE: &str = "ANABRANCH_BACKEND";
@@ -346,12 +472,13 @@ fn asked_for(config: &Config) -> io::Result<(Choice, String)> {
 }
 
 /// The report of a backend that emulates: standing operations are its own, nothing comes from the kernel.
-fn emulated(backend: BackendKind, reason: String) -> BackendReport {
+fn emulated(config: &Config, backend: BackendKind, reason: String) -> BackendReport {
     BackendReport {
         backend,
         reason,
         ladder: Vec::new(),
         capabilities: Capabilities::default(),
         lowered: Vec::new(),
+        hardened: config.hardened.then(|| "there is no ring, and so nothing to restrict".into()),
     }
 }

@@ -4,14 +4,14 @@
 //! that the sockets do not: `splice(2)` waits for a socket unless O_NONBLOCK is set on it, whatever its own flags say.
 #![forbid(unsafe_code)]
 
+use super::os::Owned;
 use std::io;
-use std::os::fd::BorrowedFd;
 
 /// Both ends of a pipe. It holds [`Pipe::bytes`] at most.
 #[derive(Debug)]
 pub(crate) struct Pipe {
     #[cfg(target_os = "linux")]
-    ends: (std::os::fd::OwnedFd, std::os::fd::OwnedFd),
+    ends: (Owned, Owned),
     bytes: usize,
 }
 
@@ -48,14 +48,14 @@ impl Pipe {
     }
 
     /// Moves what a socket has received into the pipe: 0 at the end of the stream.
-    pub(crate) fn fill(&self, from: BorrowedFd<'_>, len: usize) -> i32 {
+    pub(crate) fn fill(&self, from: &Owned, len: usize) -> i32 {
         use nix::fcntl::{SpliceFFlags, splice};
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
         raw(|| splice(from, None, &self.ends.1, None, len, flags))
     }
 
     /// Sends what is in the pipe; perhaps not all.
-    pub(crate) fn empty(&self, to: BorrowedFd<'_>, len: usize) -> i32 {
+    pub(crate) fn empty(&self, to: &Owned, len: usize) -> i32 {
         use nix::fcntl::{SpliceFFlags, splice};
         let flags = SpliceFFlags::SPLICE_F_MOVE | SpliceFFlags::SPLICE_F_NONBLOCK;
         raw(|| splice(&self.ends.0, None, to, None, len, flags))
@@ -82,13 +82,13 @@ impl Pipe {
     }
 
     /// See Linux.
-    pub(crate) fn fill(&self, _: BorrowedFd<'_>, _: usize) -> i32 {
-        -nix::libc::EOPNOTSUPP
+    pub(crate) fn fill(&self, _: &Owned, _: usize) -> i32 {
+        -super::os::libc::EOPNOTSUPP
     }
 
     /// See Linux.
-    pub(crate) fn empty(&self, _: BorrowedFd<'_>, _: usize) -> i32 {
-        -nix::libc::EOPNOTSUPP
+    pub(crate) fn empty(&self, _: &Owned, _: usize) -> i32 {
+        -super::os::libc::EOPNOTSUPP
     }
 
     /// See Linux.

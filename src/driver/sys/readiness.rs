@@ -10,22 +10,20 @@
 //! closed (`forget`).
 #![allow(unsafe_code)]
 
-use super::blocking::BlockingPool;
-use super::poller::{Notifier, Poller};
+use super::elsewhere::Elsewhere;
+use super::poller::Poller;
 use super::{Wake, Workbench};
 use crate::config::Config;
 use crate::driver::completion::RawCompletion;
 use crate::driver::fd::FdRef;
-use crate::driver::op::{Attempt, BlockingCall, Direction};
+use crate::driver::op::{Attempt, Direction};
 use crate::driver::slot::Slots;
-use crate::driver::sys::{CANCELED, socket};
+use crate::driver::sys::{CANCELED, os};
 use crate::driver::token::Token;
-use crate::error::Full;
 use slab::Slab;
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 /// The readiness backend.
@@ -39,7 +37,7 @@ pub(crate) struct Readiness {
     immediate: VecDeque<RawCompletion>,
     /// Submissions that wait for no descriptor.
     unattached: VecDeque<Token>,
-    blocking: Blocking,
+    elsewhere: Elsewhere,
     attempts_max: usize,
     /// The last wait left out the poller because it had results anyway.
     skipped_poll: bool,
@@ -93,16 +91,6 @@ impl Registration {
     }
 }
 
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Calls on files, which run on other threads.
-struct Blocking {
-    pool: BlockingPool,
-    results: Arc<Mutex<Vec<(Token, i32)>>>,
-    /// Calls that found the pool's queue full.
-    deferred: VecDeque<(Token, Job)>,
-}
-
 impl Readiness {
     pub(crate) fn new(config: &Config) -> io::Result<Readiness> {
         let poller = Poller::new()?;
@@ -114,15 +102,7 @@ impl Readiness {
             ready: VecDeque::new(),
             immediate: VecDeque::new(),
             unattached: VecDeque::new(),
-            blocking: Blocking {
-                pool: BlockingPool::new(
-                    limits.blocking_threads_max,
-                    limits.blocking_queue_max,
-                    Duration::from_secs(5),
-                ),
-                results: Arc::default(),
-                deferred: VecDeque::new(),
-            },
+            elsewhere: Elsewhere::new(limits),
             attempts_max: limits.attempts_per_event_max,
             skipped_poll: false,
         })
@@ -171,7 +151,7 @@ impl Readiness {
             Some((fd, direction)) => fd
                 .registration()
                 .is_some_and(|index| self.registrations[index as usize].remove(direction, token)),
-            None => self.blocking.remove_deferred(token) || remove(&mut self.unattached, token),
+            None => self.elsewhere.remove_deferred(token) || remove(&mut self.unattached, token),
         };
         // An operation whose terminal result is on its way, or whose call runs on a thread, ends by itself.
         if removed {
@@ -222,7 +202,7 @@ impl Readiness {
     /// poller. One system call, which leaves a wake-up where it is.
     pub(crate) fn has_news(&self) -> bool {
         let queued = !(self.unattached.is_empty() && self.ready.is_empty() && self.immediate.is_empty());
-        queued || socket::is_ready(&self.poller, Direction::Read)
+        queued || os::is_ready(&self.poller, Direction::Read)
     }
 
     /// The next wait asks the poller, whatever it has already.
@@ -243,7 +223,7 @@ impl Readiness {
                 registration.list(index, ready);
             }
         })?;
-        for (token, result) in self.blocking.take_results() {
+        for (token, result) in self.elsewhere.take_results() {
             self.immediate.push_back(RawCompletion::terminal(token, result));
         }
         Ok(())
@@ -278,7 +258,7 @@ impl Readiness {
     }
 
     fn run_unattached(&mut self, bench: &mut Workbench<'_>) {
-        self.blocking.run_deferred();
+        self.elsewhere.run_deferred();
         for _ in 0..self.unattached.len() {
             if bench.out.len() >= bench.budget {
                 return;
@@ -286,7 +266,7 @@ impl Readiness {
             let Some(token) = self.unattached.pop_front() else { return };
             let Some((op, scratch)) = bench.slots.parts(token) else { continue };
             if let Some(call) = op.blocking() {
-                self.blocking.run(token, call, self.poller.notifier());
+                self.elsewhere.run(token, call, self.wake());
                 continue;
             }
             if let Attempt::Done(result) = bench.pools.attempt(op, scratch, usize::MAX) {
@@ -371,46 +351,6 @@ impl Readiness {
     }
 }
 
-impl Blocking {
-    fn run(&mut self, token: Token, call: BlockingCall, notifier: Notifier) {
-        let results = Arc::clone(&self.results);
-        let job = Box::new(move || {
-            let result = call();
-            lock(&results).push((token, result));
-            notifier.notify();
-        });
-        self.start(token, job);
-    }
-
-    fn start(&mut self, token: Token, job: Job) {
-        if let Err(Full(job)) = self.pool.run(job) {
-            self.deferred.push_back((token, job));
-        }
-    }
-
-    /// Tries again what found the queue full.
-    fn run_deferred(&mut self) {
-        for _ in 0..self.deferred.len() {
-            let Some((token, job)) = self.deferred.pop_front() else { return };
-            self.start(token, job);
-        }
-    }
-
-    fn remove_deferred(&mut self, token: Token) -> bool {
-        let before = self.deferred.len();
-        self.deferred.retain(|(other, _)| *other != token);
-        self.deferred.len() != before
-    }
-
-    fn take_results(&mut self) -> Vec<(Token, i32)> {
-        std::mem::take(&mut *lock(&self.results))
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 fn remove(queue: &mut VecDeque<Token>, token: Token) -> bool {
     let before = queue.len();
     queue.retain(|other| *other != token);
@@ -454,7 +394,7 @@ mod tests {
 
     #[test]
     fn a_descriptor_that_is_dropped_leaves_no_registration_behind() {
-        let pools = Pools { streams: Pool::new(1, 512, Box::new(|| {})), datagrams: None };
+        let pools = Pools { streams: Pool::new(1, 512, Box::new(|| {})), apart: None, datagrams: None };
         let (census, mut slots) = (Rc::<Census>::default(), Slots::new(8));
         let mut backend = Backend::Readiness(Box::new(Readiness::new(&Config::new()).expect("a poller")));
         for _ in 0..100 {

@@ -6,6 +6,7 @@
 //! It polls, so it is slow and busy.
 #![forbid(unsafe_code)]
 
+use super::os::Raw;
 use super::{CANCELED, NO_BUFFERS, Wake, Workbench};
 use crate::config::Config;
 use crate::driver::completion::RawCompletion;
@@ -168,7 +169,7 @@ impl ScriptBackend {
 
     /// Attempts one operation; true if it has ended. Operations behind another one on the same descriptor and
     /// direction wait for it.
-    fn attempt(&mut self, index: usize, bench: &mut Workbench<'_>, blocked: &mut Vec<(i32, u8)>) -> bool {
+    fn attempt(&mut self, index: usize, bench: &mut Workbench<'_>, blocked: &mut Vec<(Raw, u8)>) -> bool {
         let Pending { token, cancel_asked } = self.pending[index];
         let Some((op, scratch)) = bench.slots.parts(token) else { return true };
         let place = place(op);
@@ -228,7 +229,6 @@ fn is_datagram(op: &Op) -> bool {
 }
 
 /// The queue an operation stands in: its descriptor and direction.
-fn place(op: &Op) -> Option<(i32, u8)> {
-    use std::os::fd::AsRawFd;
-    op.waits_for().map(|(fd, direction)| (fd.as_raw_fd(), direction as u8))
+fn place(op: &Op) -> Option<(Raw, u8)> {
+    op.waits_for().map(|(fd, direction)| (fd.raw(), direction as u8))
 }

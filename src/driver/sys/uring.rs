@@ -12,19 +12,21 @@
 mod calls;
 mod doorway;
 mod lookout;
+mod restrict;
 mod setup;
 
 use self::doorway::{Doorway, GETEVENTS, SQ_WAKEUP};
 use self::lookout::Lookout;
-use self::setup::{advise, build, require, share_buffers};
+use self::restrict::restrict;
+use self::setup::{Built, advise, build, require};
 use super::uring_bufs::{BufferRing, Buffers};
-use super::{CANCELED, DATAGRAM_GROUP, Refusal, Wake, Workbench};
+use super::{APART_GROUP, CANCELED, DATAGRAM_GROUP, Refusal, Wake, Workbench};
 use crate::buf::Pool;
 use crate::config::{Config, Limits};
 use crate::driver::Pools;
 use crate::driver::completion::RawCompletion;
 use crate::driver::fd::FdRef;
-use crate::driver::op::{Attempt, Direction, Encoding, Op};
+use crate::driver::op::{Attempt, Encoding, Op};
 use crate::driver::slot::Slots;
 use crate::driver::token::Token;
 use crate::report::{BackendKind, BackendReport, Capabilities, Capability};
@@ -82,19 +84,24 @@ pub(crate) struct Uring {
     insisted: bool,
     submission_polling: bool,
     attempts_max: usize,
+    hardened: bool,
 }
+
+/// A ring, what is emulated on it and why, and what it was restricted to.
+type SetUp = (Uring, Vec<(Capability, String)>, Option<String>);
 
 impl Uring {
     pub(crate) fn new(config: &Config, asked: &str) -> Result<(Uring, BackendReport), Refusal> {
         let mut ladder = Vec::new();
         match Uring::set_up(config, &mut ladder) {
-            Ok((ring, lowered)) => {
+            Ok((ring, lowered, hardened)) => {
                 let report = BackendReport {
                     backend: BackendKind::Uring,
                     reason: format!("{asked}; io_uring works here"),
                     ladder,
                     capabilities: ring.capabilities,
                     lowered,
+                    hardened,
                 };
                 Ok((ring, report))
             }
@@ -102,9 +109,10 @@ impl Uring {
         }
     }
 
-    fn set_up(config: &Config, ladder: &mut Vec<String>) -> io::Result<(Uring, Vec<(Capability, String)>)> {
+    fn set_up(config: &Config, ladder: &mut Vec<String>) -> io::Result<SetUp> {
         let mut lowered: Vec<_> = config.without.iter().map(|masked| (masked, "masked".to_owned())).collect();
-        let (ring, mut capabilities) = build(config, ladder)?;
+        let Built { ring, streams, mut capabilities, lowered: refused } = build(config, ladder)?;
+        lowered.extend(refused);
         let mut doorway = Doorway::new(ring.as_raw_fd());
         require(&ring, config, &mut capabilities, &mut lowered)?;
         let allowed = |capability| !config.without.has(capability);
@@ -114,10 +122,10 @@ impl Uring {
                 Err(error) => lowered.push((Capability::RegisteredRing, error.to_string())),
             }
         }
-        let bufs = Buffers {
-            streams: share_buffers(&ring, config, &mut capabilities, &mut lowered),
-            datagrams: None,
-        };
+        let mut bufs = Buffers { streams, apart: None, datagrams: None };
+        // From here on a hardened ring takes no other registrations.
+        let hardened = config.hardened.then(|| restrict(&ring, capabilities)).transpose();
+        let hardened = hardened.inspect_err(|_| bufs.unregister(&ring))?;
         // No probe tells of these: they are believed until the kernel refuses one.
         use Capability::{AddressedSend, MultishotAccept, SegmentedSend};
         for capability in [MultishotAccept, AddressedSend, SegmentedSend] {
@@ -145,8 +153,9 @@ impl Uring {
             ending: false,
             submission_polling: config.submission_polling.is_some(),
             attempts_max: config.limits.attempts_per_event_max,
+            hardened: config.hardened,
         };
-        Ok((ring, lowered))
+        Ok((ring, lowered, hardened))
     }
 
     pub(crate) fn wake(&self) -> Wake {
@@ -155,7 +164,7 @@ impl Uring {
 
     pub(crate) fn submit(&mut self, token: Token, slots: &mut Slots) {
         let Some((slot, scratch)) = slots.with_scratch(token) else { return };
-        if let Some(queue) = call_queue(&slot.op) {
+        if let Some(queue) = self.call_queue(&slot.op) {
             slot.mark = MARK_WAIT;
             return self.calls[queue].push_back(token);
         }
@@ -195,7 +204,7 @@ impl Uring {
     pub(crate) fn cancel(&mut self, token: Token, slots: &mut Slots) {
         let Some(slot) = slots.get_mut(token) else { return };
         let target = token.marked(slot.mark);
-        if let Some(queue) = call_queue(&slot.op) {
+        if let Some(queue) = self.call_queue(&slot.op) {
             let before = self.calls[queue].len();
             self.calls[queue].retain(|other| *other != token);
             if self.calls[queue].len() < before {
@@ -528,6 +537,14 @@ impl Uring {
         (limits.buffers, limits.buffer_bytes)
     }
 
+    /// Whether receives may fill so many buffers that lie apart: where the kernel picks the buffers it gets a ring of those.
+    pub(crate) fn serves_apart(&mut self, count: usize) -> bool {
+        if self.bufs.streams.is_some() {
+            self.bufs.apart = BufferRing::register(&self.ring, APART_GROUP, count, false).ok();
+        }
+        self.bufs.streams.is_none() || self.bufs.apart.is_some()
+    }
+
     /// Shares a pool of datagrams with the kernel; says why that is not to be had.
     pub(crate) fn serve_datagrams(&mut self, pool: &Pool) -> Option<(Capability, String)> {
         let capability = Capability::MultishotReceiveMessage;
@@ -544,15 +561,6 @@ impl Uring {
                 Some((capability, error.to_string()))
             }
         }
-    }
-}
-
-/// The queue of an operation that is a call.
-fn call_queue(op: &Op) -> Option<usize> {
-    match op {
-        Op::RecvBatch(_) => Some(Direction::Read as usize),
-        Op::SendBatch(_) | Op::Shutdown(_) | Op::Close(_) => Some(Direction::Write as usize),
-        _ => None,
     }
 }
 

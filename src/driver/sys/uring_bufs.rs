@@ -12,6 +12,7 @@
 use crate::buf::{BufferId, Pool, Region};
 use crate::driver::Pools;
 use crate::driver::completion::RawCompletion;
+use crate::driver::sys::APART_GROUP;
 use crate::driver::token::Token;
 use io_uring::{IoUring, cqueue};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
@@ -33,10 +34,13 @@ struct Entry {
 const PAGE: usize = 4096;
 /// `IOU_PBUF_RING_INC`: buffers are consumed incrementally (Linux 6.12).
 const INCREMENTAL: u16 = 2;
+/// In the name of a buffer, which is below 32 768 otherwise: it lies apart.
+const APART: u16 = 1 << 15;
 
 /// The rings of a backend.
 pub(crate) struct Buffers {
     pub(crate) streams: Option<BufferRing>,
+    pub(crate) apart: Option<BufferRing>,
     pub(crate) datagrams: Option<BufferRing>,
 }
 
@@ -45,6 +49,9 @@ impl Buffers {
     pub(crate) fn publish(&mut self, pools: &Pools) {
         if let Some(bufs) = &mut self.streams {
             bufs.publish(&pools.streams);
+        }
+        if let (Some(bufs), Some(pool)) = (&mut self.apart, &pools.apart) {
+            bufs.publish(pool);
         }
         if let (Some(bufs), Some(pool)) = (&mut self.datagrams, &pools.datagrams) {
             bufs.publish(pool);
@@ -62,18 +69,17 @@ impl Buffers {
         datagram: bool,
         pools: &Pools,
     ) -> RawCompletion {
-        let buffer = match (datagram, &self.streams, &self.datagrams, &pools.datagrams) {
-            _ if cqueue::buffer_select(flags).is_none() => None,
-            (false, Some(bufs), ..) => bufs.picked(&pools.streams, result, flags),
-            (true, _, Some(bufs), Some(pool)) => bufs.picked(pool, result, flags),
-            _ => None,
-        };
+        let buffer = cqueue::buffer_select(flags).and_then(|name| match (datagram, &self.streams) {
+            (false, Some(bufs)) if name & APART == 0 => bufs.picked(&pools.streams, name, result, flags),
+            (false, _) => self.apart.as_ref()?.picked(pools.apart.as_ref()?, name & !APART, result, flags),
+            (true, _) => self.datagrams.as_ref()?.picked(pools.datagrams.as_ref()?, name, result, flags),
+        });
         RawCompletion { token, result, more: cqueue::more(flags), buffer }
     }
 
     /// Takes the rings from the kernel. Nothing may be in flight.
     pub(crate) fn unregister(&mut self, ring: &IoUring) {
-        for bufs in [self.streams.take(), self.datagrams.take()].into_iter().flatten() {
+        for bufs in [self.streams.take(), self.apart.take(), self.datagrams.take()].into_iter().flatten() {
             bufs.unregister(ring);
         }
     }
@@ -126,9 +132,10 @@ impl BufferRing {
 
     /// Moves free buffers of the pool to the kernel, as many as it shall have. It is always the same pool.
     fn publish(&mut self, pool: &Pool) {
+        let first = if self.group == APART_GROUP { APART_BYTES_AT_FIRST } else { BYTES_AT_FIRST };
         let (_, supply) = self.serves.get_or_insert_with(|| {
             assert!(pool.count() <= self.mask as usize + 1, "the ring can hold every buffer of the pool");
-            (pool.region(), Supply::new(pool.count(), pool.buffer_bytes()))
+            (pool.region(), Supply::new(pool.count(), pool.buffer_bytes(), first))
         });
         let (drawn, starved) = pool.take_demand();
         supply.on_turn(drawn, starved);
@@ -138,6 +145,7 @@ impl BufferRing {
         }
         let len = pool.buffer_bytes() as u32;
         let (entries, mask) = (self.entries, self.mask);
+        let name = if self.group == APART_GROUP { APART } else { 0 };
         let mut tail = self.tail;
         pool.move_to_kernel(missing, |index, address| {
             // SAFETY: invariant 1: the index is masked, and the kernel does not read entries at or beyond the
@@ -146,7 +154,7 @@ impl BufferRing {
                 let entry = entries.as_ptr().add((tail & mask) as usize);
                 (&raw mut (*entry).address).write(address as u64);
                 (&raw mut (*entry).len).write(len);
-                (&raw mut (*entry).id).write(index);
+                (&raw mut (*entry).id).write(name | index);
             }
             tail = tail.wrapping_add(1);
         });
@@ -158,8 +166,7 @@ impl BufferRing {
 
     /// The piece that a completion with this result and these flags has filled.
     #[inline]
-    fn picked(&self, pool: &Pool, result: i32, flags: u32) -> Option<BufferId> {
-        let index = cqueue::buffer_select(flags)?;
+    fn picked(&self, pool: &Pool, index: u16, result: i32, flags: u32) -> Option<BufferId> {
         if !self.incremental {
             return Some(pool.left_kernel(index, pool.buffer_bytes(), false));
         }
@@ -185,6 +192,8 @@ impl BufferRing {
 
 /// What the kernel has at first.
 const BYTES_AT_FIRST: usize = 1 << 20;
+/// The same of buffers that lie apart, which not every program comes to use.
+const APART_BYTES_AT_FIRST: usize = 1 << 17;
 /// How many turns of little use make the supply smaller.
 const QUIET_TURNS: u32 = 4096;
 
@@ -202,8 +211,8 @@ struct Supply {
 }
 
 impl Supply {
-    fn new(count: usize, buffer_bytes: usize) -> Supply {
-        let least = (BYTES_AT_FIRST / buffer_bytes).max(2).min(count);
+    fn new(count: usize, buffer_bytes: usize, first_bytes: usize) -> Supply {
+        let least = (first_bytes / buffer_bytes).max(2).min(count);
         Supply { target: least, least, most: count, buffer_bytes, turns: 0, peak: 0 }
     }
 
@@ -229,7 +238,7 @@ mod tests {
 
     #[test]
     fn the_supply_grows_at_once_up_to_everything_and_falls_slowly() {
-        let mut supply = Supply::new(64, 256 * 1024);
+        let mut supply = Supply::new(64, 256 * 1024, BYTES_AT_FIRST);
         assert_eq!(supply.target, 4, "a megabyte");
         supply.on_turn(512 * 1024, false);
         assert_eq!(supply.target, 4, "half of it was enough");
@@ -247,7 +256,7 @@ mod tests {
 
     #[test]
     fn what_is_used_now_and_then_stays() {
-        let mut supply = Supply::new(1024, 16 * 1024);
+        let mut supply = Supply::new(1024, 16 * 1024, BYTES_AT_FIRST);
         supply.on_turn(0, true);
         for turn in 0..10 * QUIET_TURNS {
             supply.on_turn(if turn % 1000 == 0 { 300 * 1024 } else { 0 }, false);
@@ -258,10 +267,10 @@ mod tests {
     #[test]
     fn a_small_pool_is_supplied_whole() {
         for count in 1..=2 {
-            let mut supply = Supply::new(count, 16 << 20);
+            let mut supply = Supply::new(count, 16 << 20, BYTES_AT_FIRST);
             supply.on_turn(100 << 20, true);
             assert_eq!(supply.target, count);
         }
-        assert_eq!(Supply::new(3, 16 << 20).target, 2);
+        assert_eq!(Supply::new(3, 16 << 20, BYTES_AT_FIRST).target, 2);
     }
 }

@@ -1,6 +1,9 @@
 //! Waking a driver that waits, from any thread.
 #![forbid(unsafe_code)]
 
+#[cfg(windows)]
+use super::iocp::Port;
+#[cfg(unix)]
 use super::poller::Notifier;
 use std::fmt;
 use std::sync::Arc;
@@ -15,7 +18,10 @@ pub struct Wake(Way);
 enum Way {
     #[cfg(target_os = "linux")]
     Event(Arc<nix::sys::eventfd::EventFd>),
+    #[cfg(unix)]
     Poller(Notifier),
+    #[cfg(windows)]
+    Port(Arc<Port>),
     Flag(Arc<AtomicBool>),
     #[cfg(feature = "sim")]
     Simulated(super::sim::Machine, super::sim::NodeId),
@@ -27,8 +33,14 @@ impl Wake {
         Wake(Way::Event(event))
     }
 
+    #[cfg(unix)]
     pub(crate) fn poller(notifier: Notifier) -> Wake {
         Wake(Way::Poller(notifier))
+    }
+
+    #[cfg(windows)]
+    pub(crate) fn port(port: Arc<Port>) -> Wake {
+        Wake(Way::Port(port))
     }
 
     pub(crate) fn flag(flag: Arc<AtomicBool>) -> Wake {
@@ -46,7 +58,10 @@ impl Wake {
             // The counter cannot overflow: the driver reads it back to zero, and 2^64 writes are out of reach.
             #[cfg(target_os = "linux")]
             Way::Event(event) => drop(event.write(1)),
+            #[cfg(unix)]
             Way::Poller(notifier) => notifier.notify(),
+            #[cfg(windows)]
+            Way::Port(port) => port.wake(),
             Way::Flag(flag) => flag.store(true, Ordering::SeqCst),
             #[cfg(feature = "sim")]
             Way::Simulated(machine, node) => machine.wake(*node),

@@ -10,11 +10,9 @@ use std::rc::Rc;
 /// What a message that waits costs beside its bytes: its place in the queue.
 const PLACE_BYTES: usize = size_of::<Payload>();
 
-/// Something that is offered to many connections.
+/// Messages that are offered to many connections.
 pub(crate) struct Offer {
-    pub(crate) block: Rc<Block>,
-    /// Where in the block it is.
-    pub(crate) range: Range<usize>,
+    pub(crate) pieces: Vec<Piece>,
     /// Bytes that may be queued or in flight on a connection.
     pub(crate) backlog_bytes_max: usize,
     /// What every connection may have queued though all of them together have too much.
@@ -22,15 +20,25 @@ pub(crate) struct Offer {
     pub(crate) slow: Slow,
 }
 
-/// What a connection did with an offer.
-pub(crate) enum Taken {
-    /// Queued; so many older messages were dropped for it.
-    Queued(u64),
-    /// There is no room, and none can be made.
-    Refused,
-    /// The connection takes nothing any more; the error, unless it was simply closed.
-    Gone(Option<Error>),
+/// Messages that stand together in a block, never none.
+#[derive(Clone)]
+pub(crate) struct Piece {
+    pub(crate) block: Rc<Block>,
+    /// Where in the block they are.
+    pub(crate) range: Range<usize>,
 }
+
+/// What a connection did with an offer.
+#[derive(Default)]
+pub(crate) struct Taken {
+    /// Something of it was queued, unless it was nothing.
+    pub(crate) queued: bool,
+    /// Messages that were lost: of the offer, or older ones that had to make room.
+    pub(crate) lost: u64,
+}
+
+/// The connection takes nothing any more; the error, unless it was simply closed.
+pub(crate) struct Gone(pub(crate) Option<Error>);
 
 /// What stands in the outbound queue of a connection that was or is a member of a broadcast.
 #[derive(Clone, Copy, Debug, Default)]
@@ -79,49 +87,67 @@ impl Stream {
         Ok(())
     }
 
-    /// Queues a broadcast, if there is room or room can be made.
-    pub(crate) fn take(&mut self, core: &mut Common, engine: &mut Engine, offer: &Offer) -> Taken {
+    /// Queues the messages of a broadcast, each for which there is room or room can be made.
+    pub(crate) fn take_all(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        offer: &Offer,
+    ) -> Result<Taken, Gone> {
         if let Some(error) = self.send_refusal(core) {
-            return Taken::Gone(Some(error).filter(|error| !matches!(error, Error::Closed)));
+            return Err(Gone(Some(error).filter(|error| !matches!(error, Error::Closed))));
         }
-        let len = offer.range.len();
-        if len == 0 {
-            return Taken::Queued(0);
-        }
-        let mut dropped = 0;
-        if !self.fits(engine, offer, Droppable::default()) {
-            // Nothing is dropped in vain.
-            let droppable = self.fan(engine).droppable;
-            if offer.slow != Slow::DropOldest || !self.fits(engine, offer, droppable) {
-                return Taken::Refused;
-            }
-            while !self.fits(engine, offer, Droppable::default()) {
-                let Some(messages) = self.drop_oldest(engine) else { break };
-                dropped += u64::from(messages);
+        let mut taken = Taken { queued: offer.pieces.is_empty(), lost: 0 };
+        for piece in &offer.pieces {
+            if self.fits(engine, offer, piece, Droppable::default()) {
+                self.queue_piece(engine, piece);
+                taken.queued = true;
+            } else {
+                let messages = piece.block.split(&piece.range);
+                messages.for_each(|(range, messages)| {
+                    let piece = Piece { block: Rc::clone(&piece.block), range };
+                    self.take(engine, offer, &piece, messages, &mut taken);
+                });
             }
         }
-        self.outbound_bytes += len;
-        engine.outbound_total += len;
-        self.queue_part(engine, offer);
-        if self.sending.is_none() {
+        if self.sending.is_none() && !self.outbound.is_empty() {
             self.make_dirty(core.id, engine);
         }
-        Taken::Queued(dropped)
+        Ok(taken)
     }
 
-    /// Whether there is room, or would be without `gone`. As with any send, one always fits if nothing is queued.
-    fn fits(&mut self, engine: &Engine, offer: &Offer, gone: Droppable) -> bool {
-        let (queued, len) = (self.outbound_bytes - gone.bytes, offer.range.len());
+    /// Queues messages that stay together if there is room or room can be made.
+    fn take(&mut self, engine: &mut Engine, offer: &Offer, piece: &Piece, messages: u32, taken: &mut Taken) {
+        if !self.fits(engine, offer, piece, Droppable::default()) {
+            // Nothing is dropped in vain.
+            let droppable = self.fan(engine).droppable;
+            if offer.slow != Slow::DropOldest || !self.fits(engine, offer, piece, droppable) {
+                taken.lost += u64::from(messages);
+                return;
+            }
+            while !self.fits(engine, offer, piece, Droppable::default()) {
+                let Some(messages) = self.drop_oldest(engine) else { break };
+                taken.lost += u64::from(messages);
+            }
+        }
+        self.queue_piece(engine, piece);
+        taken.queued = true;
+    }
+
+    /// Whether there is room, or would be without `gone`. As with any send, one message always fits if nothing is queued.
+    fn fits(&mut self, engine: &Engine, offer: &Offer, piece: &Piece, gone: Droppable) -> bool {
+        let (queued, len) = (self.outbound_bytes - gone.bytes, piece.range.len());
         let places = self.fan(engine).places - gone.places;
         let crowded = engine.outbound_total - gone.bytes + len > engine.limits.outbound_bytes_total_max;
         let bound =
             if crowded { offer.backlog_bytes_max.min(offer.quota_bytes) } else { offer.backlog_bytes_max };
-        queued == 0 || queued + places * PLACE_BYTES + len <= bound
+        queued + places * PLACE_BYTES + len <= bound || (queued == 0 && piece.block.is_one(&piece.range))
     }
 
     /// Queues a part of a block, which costs no place if it follows what was queued last.
-    fn queue_part(&mut self, engine: &mut Engine, offer: &Offer) {
-        let Offer { block, range, .. } = offer;
+    fn queue_piece(&mut self, engine: &mut Engine, Piece { block, range }: &Piece) {
+        self.outbound_bytes += range.len();
+        engine.outbound_total += range.len();
         let last = engine.outbound.back_mut(&self.outbound);
         let extended = last.and_then(|last| last.extend(block, range).then(|| last.is_droppable()));
         match extended {

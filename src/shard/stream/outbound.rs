@@ -4,6 +4,7 @@
 use super::*;
 use crate::buf::{BATCH_MAX, Batch};
 use crate::driver::Descriptor;
+use crate::driver::op::is_blocked;
 use std::io;
 
 /// Pool buffers that one connection's outbound queue may hold before payloads are copied out.
@@ -15,6 +16,9 @@ const SMALL_BYTES_MAX: usize = 256;
 
 /// Most bytes that are copied into one payload.
 const JOINED_BYTES_MAX: usize = 16 * 1024;
+
+/// A payload up to this long is sent by a call where sends are calls; what a longer one saves is nothing beside its copy.
+const CALL_BYTES_MAX: usize = 64 * 1024;
 
 impl Stream {
     /// Whether `bytes` more may be queued. One payload always may if nothing is queued.
@@ -220,6 +224,9 @@ impl Stream {
         if self.sending.is_some() || self.connecting().is_some() || self.send_error().is_some() {
             return;
         }
+        if engine.driver.sends_by_calls() {
+            self.send_now(core, engine);
+        }
         if self.outbound.is_empty() {
             self.shut_down(core, engine);
             return;
@@ -231,6 +238,24 @@ impl Stream {
             Err(Op::SendMsg(op)) => self.take_back(engine, op.batch, 0),
             Err(_) => {}
         }
+    }
+
+    /// Sends the payload by a call, as far as that is possible without waiting, if it is the only one and not large.
+    fn send_now(&mut self, core: &mut Common, engine: &mut Engine) {
+        let fits = |payload: &Payload| payload.len() <= CALL_BYTES_MAX;
+        if !engine.outbound.is_single(&self.outbound)
+            || !engine.outbound.front(&self.outbound).is_some_and(fits)
+        {
+            return;
+        }
+        let Some(payload) = self.pop(engine) else { return };
+        let result = core.fd().descriptor().send(&payload);
+        if is_blocked(result) {
+            return self.put_back(engine, payload);
+        }
+        engine.driver.count_call();
+        let result = usize::try_from(result).map_err(|_| Error::from_raw(result));
+        self.on_payload(core, engine, result, payload);
     }
 
     #[inline]
@@ -325,7 +350,7 @@ impl Stream {
         engine: &mut Engine,
         token: Token,
         result: Result<usize, Error>,
-        mut payload: Payload,
+        payload: Payload,
     ) {
         if self.sending != Some(token) {
             // The late release of a zero-copy send.
@@ -333,6 +358,18 @@ impl Stream {
             engine.drop_payload(payload);
             return;
         }
+        self.on_payload(core, engine, result, payload);
+    }
+
+    /// Bytes of a payload have left, or it could not be sent.
+    #[inline]
+    fn on_payload(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        result: Result<usize, Error>,
+        mut payload: Payload,
+    ) {
         let sent = *result.as_ref().unwrap_or(&0);
         if sent >= payload.len() {
             engine.drop_payload(payload);

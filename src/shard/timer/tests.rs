@@ -60,7 +60,7 @@ fn timers_on_every_level_fire_in_order_and_at_their_tick() {
         wheel.insert(start + ms(deadline), deadline);
     }
     for &deadline in &deadlines {
-        assert_eq!(expire_all(&mut wheel, start + ms(deadline) - Duration::from_nanos(1)), []);
+        assert!(expire_all(&mut wheel, start + ms(deadline) - Duration::from_nanos(1)).is_empty());
         check(&wheel);
         assert_eq!(expire_all(&mut wheel, start + ms(deadline)), [deadline]);
     }
@@ -166,7 +166,7 @@ fn a_reset_to_a_later_deadline_leaves_the_timer_in_its_slot_until_that_comes_due
         assert_eq!(wheel.entries[0].slot, slot);
     }
     assert_eq!(wheel.next_deadline(), Some(start + ms(30)));
-    assert_eq!(expire_all(&mut wheel, start + ms(1028)), []);
+    assert!(expire_all(&mut wheel, start + ms(1028)).is_empty());
     check(&wheel);
     assert_eq!(expire_all(&mut wheel, start + ms(1029)).len(), 1);
 }
@@ -179,7 +179,7 @@ fn a_reset_to_an_earlier_deadline_takes_effect_at_once() {
     assert!(wheel.reset(id, start + ms(7)));
     check(&wheel);
     assert_eq!(wheel.next_deadline(), Some(start + ms(7)));
-    assert_eq!(expire_all(&mut wheel, start + ms(6)), []);
+    assert!(expire_all(&mut wheel, start + ms(6)).is_empty());
     assert_eq!(expire_all(&mut wheel, start + ms(7)).len(), 1);
 }
 
@@ -187,7 +187,7 @@ fn a_reset_to_an_earlier_deadline_takes_effect_at_once() {
 fn a_deadline_of_the_past_is_due_now() {
     let start = Instant::now();
     let mut wheel = Wheel::new(start + ms(50));
-    assert_eq!(expire_all(&mut wheel, start + ms(500)), []);
+    assert!(expire_all(&mut wheel, start + ms(500)).is_empty());
     wheel.insert(start, 1);
     wheel.insert(start + ms(60), 2);
     assert_eq!(wheel.next_deadline(), Some(start + ms(500)));
@@ -239,10 +239,10 @@ fn a_jump_over_hours_fires_everything_in_order_and_visits_no_empty_time() {
 fn a_clock_that_steps_back_fires_nothing_and_breaks_nothing() {
     let start = Instant::now();
     let mut wheel = Wheel::new(start + ms(1000));
-    assert_eq!(expire_all(&mut wheel, start + ms(2000)), []);
+    assert!(expire_all(&mut wheel, start + ms(2000)).is_empty());
     wheel.insert(start + ms(1500), 'a');
-    assert_eq!(expire_all(&mut wheel, start + ms(1700)), []);
-    assert_eq!(expire_all(&mut wheel, start), []);
+    assert!(expire_all(&mut wheel, start + ms(1700)).is_empty());
+    assert!(expire_all(&mut wheel, start).is_empty());
     check(&wheel);
     assert_eq!(expire_all(&mut wheel, start + ms(2000)), ['a']);
 }

@@ -10,9 +10,6 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::time::Instant;
 
-/// Messages that the publisher is ahead of the slowest reader at most.
-const WINDOW: u64 = 64;
-
 /// A message is its number, when it left, and a piece of the pattern.
 struct Publisher<'a> {
     socket: socket2::Socket,
@@ -128,7 +125,7 @@ fn join<'a>(plan: &Plan, count: usize, pattern: &'a Pattern) -> io::Result<(Publ
     Ok((publisher, sockets.into_iter().map(subscriber).collect()))
 }
 
-pub(super) fn run(plan: &Plan, count: usize) -> io::Result<Metrics> {
+pub(super) fn run(plan: &Plan, count: usize, ahead: usize) -> io::Result<Metrics> {
     let pattern = Pattern::new();
     let mut epoll = Epoll::new()?;
     let (mut publisher, mut subscribers) = join(plan, count, &pattern)?;
@@ -139,10 +136,10 @@ pub(super) fn run(plan: &Plan, count: usize) -> io::Result<Metrics> {
     let mut buffer = vec![0; 64 * 1024];
     let mut dropped = 0;
     loop {
-        // So many deliveries are done that this message may leave.
-        let done = (meter.messages + dropped) / count as u64;
-        if publisher.next < done + WINDOW {
-            publisher.publish(done + WINDOW - publisher.next, meter.now());
+        // So many deliveries are done that the messages before this one may leave.
+        let limit = (meter.messages + dropped) / count as u64 + ahead as u64;
+        if publisher.next < limit {
+            publisher.publish(limit - publisher.next, meter.now());
         }
         publisher.write()?;
         for at in 0..epoll.wait(if publisher.backlog.is_empty() { 20 } else { 0 })? {

@@ -44,8 +44,8 @@ pub fn run(plan: &Plan) -> io::Result<Metrics> {
         }
         Scenario::Udp { sockets, outstanding } => udp::run(plan, sockets, 32, outstanding, 1),
         Scenario::BulkUdp { sockets } => udp::run(plan, sockets, 1200, 64, 16),
-        Scenario::FanOut { subscribers, stalled: false } => fanout::run(plan, subscribers),
-        Scenario::FanOut { subscribers, stalled: true } => fanout::stalled(plan, subscribers),
+        Scenario::FanOut { subscribers, ahead } => fanout::run(plan, subscribers, ahead),
+        Scenario::Stalled { subscribers } => fanout::stalled(plan, subscribers),
         Scenario::Churn { parallel } => churn::run(plan, parallel),
         Scenario::Idle { connections } => idle::run(plan, connections),
         Scenario::Timers { .. } | Scenario::Tasks { .. } => Err(failure("no load is needed")),

@@ -75,7 +75,7 @@ async fn member(mut stream: TcpStream, room: Rc<RefCell<Room>>) -> io::Result<()
             let mut messages = Messages::default();
             while let Some(bytes) = stream.recv().await? {
                 let members = &mut room.borrow_mut().members;
-                messages.feed(&bytes).for_each(|message| drop(members.send(message)));
+                drop(members.send_all(messages.feed(&bytes)));
             }
         }
         SUBSCRIBER => {

@@ -30,8 +30,7 @@ pub fn serve(job: Job, backend: Backend) -> io::Result<()> {
         shard.submit_accept_multi(listener, ACCEPT)?;
     }
     job.ready();
-    let mut server =
-        Server { held: HashMap::new(), publishers: HashMap::new(), members: shard.broadcast() };
+    let mut server = Server { held: HashMap::new(), publishers: HashMap::new(), members: shard.broadcast() };
     let fan_out = job.role == Role::FanOut;
     loop {
         shard.poll(None, |completion| server.on_completion(&shard, fan_out, completion))?;
@@ -103,9 +102,7 @@ impl Server {
 
     fn on_member(&mut self, shard: &Shard, connection: EndpointId, bytes: &Lease) {
         if let Some(messages) = self.publishers.get_mut(&connection) {
-            for message in messages.feed(bytes) {
-                let _ = self.members.send(message);
-            }
+            drop(self.members.send_all(messages.feed(bytes)));
             return;
         }
         match bytes[0] {

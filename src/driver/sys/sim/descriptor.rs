@@ -4,7 +4,7 @@
 use super::machine::{Machine, error};
 use super::{DescriptorId, Flag, Outcome, SimAddress, World};
 use crate::driver::op::Direction;
-use nix::libc;
+use crate::driver::sys::os::libc;
 use socket2::SockAddr;
 use std::fmt;
 use std::io;

@@ -10,7 +10,7 @@ use super::core::HostId;
 use super::random::Random;
 use super::socket::{Family, Thing, Told};
 use super::{DescriptorId, Fault, Outcome, World};
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::collections::BTreeMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};

@@ -10,8 +10,8 @@ use super::descriptor::Descriptor as Simulated;
 use super::{DescriptorId, Family, Fault, HostId, Kind, NodeId, OpenOptions, World};
 use crate::driver::sys::descriptor::Descriptor;
 use crate::driver::sys::host::{Job, Rare};
+use crate::driver::sys::os::{NULL_DEVICE, libc};
 use crate::error::Full;
-use nix::libc;
 use socket2::Domain;
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -19,7 +19,6 @@ use std::fmt;
 use std::fs::File;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
@@ -148,9 +147,9 @@ impl Drop for Exclusive {
 }
 
 /// What a simulated descriptor lends to those who want one of the system: the null device.
-pub(crate) fn placeholder() -> BorrowedFd<'static> {
+pub(crate) fn placeholder() -> &'static File {
     static NULL: OnceLock<File> = OnceLock::new();
-    NULL.get_or_init(|| File::open("/dev/null").expect("a system has a null device")).as_fd()
+    NULL.get_or_init(|| File::open(NULL_DEVICE).expect("a system has a null device"))
 }
 
 /// A simulated host.

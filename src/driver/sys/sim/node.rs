@@ -189,7 +189,7 @@ mod tests {
         pair.receive(far).unwrap();
         pair.run_ms(10);
         assert_eq!(ready(&mut pair, node), [far]);
-        assert_eq!(pair.receive(far), Err(nix::libc::EAGAIN));
+        assert_eq!(pair.receive(far), Err(crate::driver::sys::os::libc::EAGAIN));
         pair.run_ms(100);
         assert_eq!(ready(&mut pair, node), []);
     }

@@ -16,7 +16,7 @@ use super::tcp::{LinkId, Listener};
 use super::udp::Udp;
 use super::unix::{UnixListener, UnixStream};
 use super::world::World;
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::net::{IpAddr, Shutdown, SocketAddr};
 
 /// The number of a descriptor; it never comes again in the same world.

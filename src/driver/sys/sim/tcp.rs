@@ -16,7 +16,7 @@ use super::core::HostId;
 use super::fault::Fault;
 use super::socket::{DescriptorId, Told};
 use super::world::World;
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::collections::VecDeque;
 use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;

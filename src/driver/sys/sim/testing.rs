@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::*;
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::net::SocketAddr;
 use std::time::Duration;
 

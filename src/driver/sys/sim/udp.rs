@@ -6,7 +6,7 @@ use super::address::{any, is_for_many, loopback};
 use super::core::{Event, HostId};
 use super::socket::{Flag, Thing};
 use super::{DescriptorId, Fault, Outcome, World};
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;

@@ -7,7 +7,7 @@ use super::file::path_of;
 use super::socket::{Family, Thing, Told};
 use super::tcp::take_front;
 use super::{DescriptorId, Outcome, World};
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::collections::VecDeque;
 use std::net::Shutdown;
 

@@ -5,11 +5,21 @@
 
 use super::{MARK_WAIT, Uring};
 use crate::driver::completion::RawCompletion;
-use crate::driver::op::{Attempt, Direction, Encoding};
+use crate::driver::op::{Attempt, Direction, Encoding, Op};
 use crate::driver::sys::Workbench;
 use crate::report::Capability;
 
 impl Uring {
+    /// The queue of an operation that is a call. A hardened ring does not take what is for tests only.
+    pub(super) fn call_queue(&self, op: &Op) -> Option<usize> {
+        match op {
+            Op::RecvBatch(_) => Some(Direction::Read as usize),
+            Op::SendBatch(_) | Op::Shutdown(_) | Op::Close(_) => Some(Direction::Write as usize),
+            Op::Nop(_) if self.hardened => Some(Direction::Write as usize),
+            _ => None,
+        }
+    }
+
     /// Makes the calls, receives last: whoever waits for the others may answer meanwhile. A socket that is not ready is
     /// waited for by the ring.
     pub(super) fn run_calls(&mut self, bench: &mut Workbench<'_>) {

@@ -9,7 +9,7 @@
 
 use crate::driver::op::Op;
 use crate::driver::slot::Slots;
-use crate::driver::sys::socket;
+use crate::driver::sys::os;
 use crate::driver::token::Token;
 use io_uring::squeue::Entry;
 use io_uring::{opcode, types::Timespec};
@@ -71,7 +71,7 @@ impl Lookout {
         let passes_all = self.next == 0 && rest == 0;
         self.next = if rest == 0 { 0 } else { self.next + SLOTS_MAX };
         self.wanted = !tokens.is_empty() || !passes_all;
-        let failed = socket::have_failed(&sockets);
+        let failed = os::have_failed(&sockets);
         let forgotten = tokens.into_iter().zip(failed).filter(|(_, failed)| *failed);
         self.renewed.extend(forgotten.map(|(token, _)| token));
         self.renewed.clone()
@@ -99,7 +99,7 @@ mod tests {
     use std::time::Duration;
 
     fn receive(socket: TcpStream, census: &Rc<Census>) -> Op {
-        RecvMulti { socket: FdRef::new(socket.into(), census) }.into()
+        RecvMulti::new(FdRef::new(socket.into(), census)).into()
     }
 
     #[test]

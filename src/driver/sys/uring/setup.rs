@@ -28,8 +28,16 @@ const FLAG_SETS: [&[Capability]; 6] = {
     ]
 };
 
+/// A ring with the buffers for streams, if they can be shared.
+pub(super) struct Built {
+    pub(super) ring: IoUring,
+    pub(super) streams: Option<BufferRing>,
+    pub(super) capabilities: Capabilities,
+    pub(super) lowered: Vec<(Capability, String)>,
+}
+
 /// Sets up a ring, stepping down from what the kernel refuses and halving it while locked memory is short.
-pub(super) fn build(config: &Config, ladder: &mut Vec<String>) -> io::Result<(IoUring, Capabilities)> {
+pub(super) fn build(config: &Config, ladder: &mut Vec<String>) -> io::Result<Built> {
     let mut entries = if config.ring_entries == 0 { ENTRIES_DEFAULT } else { config.ring_entries.max(1) };
     let mut sets = FLAG_SETS.iter();
     let mut set = sets.next().copied().unwrap_or(&[]);
@@ -42,7 +50,7 @@ pub(super) fn build(config: &Config, ladder: &mut Vec<String>) -> io::Result<(Io
             Err(error) => format!("{entries} entries with {flags}: {error}"),
         });
         match outcome {
-            Ok(ring) => return Ok((ring, flags)),
+            Ok(built) => return Ok(built),
             Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
                 if entries > ENTRIES_MIN {
                     entries /= 2;
@@ -78,8 +86,18 @@ fn usable(set: &[Capability], config: &Config) -> Capabilities {
     flags
 }
 
-fn try_build(entries: u32, flags: Capabilities, config: &Config) -> io::Result<IoUring> {
+fn try_build(entries: u32, flags: Capabilities, config: &Config) -> io::Result<Built> {
+    let ring = try_ring(entries, flags, config)?;
+    let mut built = Built { ring, streams: None, capabilities: flags, lowered: Vec::new() };
+    share_buffers(&mut built, config)?;
+    Ok(built)
+}
+
+fn try_ring(entries: u32, flags: Capabilities, config: &Config) -> io::Result<IoUring> {
     let mut builder = IoUring::builder();
+    if config.hardened {
+        builder.setup_r_disabled();
+    }
     builder.dontfork().setup_clamp().setup_cqsize(entries.saturating_mul(4));
     if let Some(idle) = config.submission_polling {
         builder.setup_sqpoll(u32::try_from(idle.as_millis()).unwrap_or(u32::MAX));
@@ -148,38 +166,28 @@ pub(super) fn require(
     Ok(())
 }
 
-/// The ring of buffers for streams, if the kernel has such rings and they are allowed.
-pub(super) fn share_buffers(
-    ring: &IoUring,
-    config: &Config,
-    capabilities: &mut Capabilities,
-    lowered: &mut Vec<(Capability, String)>,
-) -> Option<BufferRing> {
+/// Shares buffers for streams, if the kernel can and they are allowed. An error is a lack of locked memory, which a smaller
+/// ring may leave.
+fn share_buffers(built: &mut Built, config: &Config) -> io::Result<()> {
     let allowed = |capability| !config.without.has(capability);
-    if !allowed(Capability::BufferRing) {
-        return None;
-    }
-    if allowed(Capability::IncrementalBuffers) {
-        match BufferRing::register(ring, BUFFER_GROUP, config.limits.buffers, true) {
+    let (whole, (cut, _)) = (config.limits.buffers, config.limits.cut_buffers());
+    let ways = [(Capability::IncrementalBuffers, whole, true), (Capability::BufferRing, cut, false)];
+    for (capability, count, incremental) in ways {
+        if !allowed(capability) || !allowed(Capability::BufferRing) {
+            continue;
+        }
+        match BufferRing::register(&built.ring, BUFFER_GROUP, count, incremental) {
             Ok(made) => {
-                capabilities.insert(Capability::BufferRing);
-                capabilities.insert(Capability::IncrementalBuffers);
-                return Some(made);
+                built.capabilities.insert(Capability::BufferRing);
+                built.capabilities.insert(capability);
+                built.streams = Some(made);
+                return Ok(());
             }
-            Err(error) => lowered.push((Capability::IncrementalBuffers, error.to_string())),
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => return Err(error),
+            Err(error) => built.lowered.push((capability, error.to_string())),
         }
     }
-    let (count, _) = config.limits.cut_buffers();
-    match BufferRing::register(ring, BUFFER_GROUP, count, false) {
-        Ok(made) => {
-            capabilities.insert(Capability::BufferRing);
-            Some(made)
-        }
-        Err(error) => {
-            lowered.push((Capability::BufferRing, error.to_string()));
-            None
-        }
-    }
+    Ok(())
 }
 
 fn unsupported(text: &str) -> io::Error {

@@ -12,7 +12,7 @@ use super::super::socket::Thing;
 use super::super::{DescriptorId, Fault, Outcome, World};
 use super::wire::{Pipe, SegmentKind};
 use super::{End, Link, LinkId, Phase};
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

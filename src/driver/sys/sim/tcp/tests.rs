@@ -6,7 +6,7 @@ mod stress;
 
 use super::super::testing::{Pair, ip};
 use super::super::{DescriptorId, Family, Fault, Faults, Flag, Kind, Settings, SimAddress};
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::net::Shutdown;
 use std::time::Duration;
 

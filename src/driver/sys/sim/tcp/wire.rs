@@ -9,7 +9,7 @@
 use super::super::core::{Core, Event, HostId};
 use super::super::{Fault, Outcome, World};
 use super::{LinkId, Phase};
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::collections::VecDeque;
 use std::time::Duration;
 

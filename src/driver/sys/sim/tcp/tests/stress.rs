@@ -6,7 +6,7 @@
 
 use super::super::super::testing::Pair;
 use super::super::super::{DescriptorId, Fault, Faults, NodeId, World};
-use nix::libc;
+use crate::driver::sys::os::libc;
 use std::collections::BTreeMap;
 use std::net::Shutdown;
 use std::time::Duration;
