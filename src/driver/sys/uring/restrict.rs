@@ -86,14 +86,38 @@ mod tests {
     use io_uring::types::Fd;
     use io_uring::{Probe, opcode};
     use nix::libc;
+    use std::ops::{Deref, DerefMut};
     use std::time::Duration;
 
+    /// A ring that gives its buffers back at its end, as that of a driver does.
+    struct Ring(Uring);
+
+    impl Deref for Ring {
+        type Target = Uring;
+
+        fn deref(&self) -> &Uring {
+            &self.0
+        }
+    }
+
+    impl DerefMut for Ring {
+        fn deref_mut(&mut self) -> &mut Uring {
+            &mut self.0
+        }
+    }
+
+    impl Drop for Ring {
+        fn drop(&mut self) {
+            self.0.release();
+        }
+    }
+
     /// A ring, or `None` where there is none.
-    fn ring(hardened: bool) -> Option<Uring> {
+    fn ring(hardened: bool) -> Option<Ring> {
         match Uring::new(&Config::new().hardened(hardened), "for a test") {
             Ok((ring, report)) => {
                 assert_eq!(report.hardened.is_some(), hardened, "{report}");
-                Some(ring)
+                Some(Ring(ring))
             }
             Err(refusal) => {
                 eprintln!("NOT COVERED: restricted rings ({})", refusal.error);
@@ -137,7 +161,7 @@ mod tests {
     #[test]
     fn a_hardened_ring_registers_no_more_than_it_needs() {
         let (Some(hardened), Some(plain)) = (ring(true), ring(false)) else { return };
-        let probe = |ring: &Uring| ring.ring.submitter().register_probe(&mut Probe::new());
+        let probe = |ring: &Ring| ring.ring.submitter().register_probe(&mut Probe::new());
         assert_eq!(probe(&hardened).unwrap_err().raw_os_error(), Some(libc::EACCES));
         assert!(probe(&plain).is_ok());
     }
