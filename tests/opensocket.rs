@@ -586,6 +586,7 @@ fn datagrams_that_wait_are_counted_and_warned_of() {
 }
 
 #[test]
+#[cfg_attr(windows, ignore = "there the reset that answers the first write is told, by an Error")]
 fn a_write_to_a_peer_that_is_gone_ends_in_a_close_and_never_says_that_the_pipe_is_broken() {
     on_each_backend(|backend| {
         let sockets = new(backend);
