@@ -5,6 +5,8 @@
 //! [`client_write`] and [`client_read`], which are left out of the count.
 #![forbid(unsafe_code)]
 
+use anabranch::codec::Pack;
+use anabranch::component::{Conn, Server, Shards};
 use anabranch::net::{TcpListener, TcpStream as Connection};
 use anabranch::{Backend, Config, Event, Shard, spawn, yield_now};
 use std::io::{self, ErrorKind, Read, Write};
@@ -56,6 +58,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let shard = Shard::new(config)?;
     let messages = match plan.surface.as_str() {
         "completion" => run_completion(&shard, &plan)?,
+        "component" | "component-pack" => shard.block_on(run_component(&plan))?,
         surface => shard.block_on(run_async(surface, &plan))?,
     };
     let counters = shard.finish();
@@ -147,14 +150,42 @@ async fn run_async(surface: &str, plan: &Plan) -> io::Result<usize> {
             _ => return Err(io::Error::other(format!("there is no surface {surface}"))),
         }
     }
+    rounds(&mut client, plan).await
+}
+
+async fn rounds(client: &mut Client, plan: &Plan) -> io::Result<usize> {
     let mut messages = 0;
     for _ in 0..plan.rounds {
-        client_write(&mut client)?;
-        while !client_read(&mut client)? {
+        client_write(client)?;
+        while !client_read(client)? {
             yield_now().await;
         }
         messages += client.sockets.len();
     }
+    Ok(messages)
+}
+
+/// The echo of a server component, with all of its limits; with messages of a codec for `component-pack`.
+async fn run_component(plan: &Plan) -> io::Result<usize> {
+    let mut builder = Server::builder().listen(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)));
+    if plan.surface == "component-pack" {
+        builder = builder.codec(Pack::new);
+    }
+    let server = builder.serve(Shards::current()?, async |conn: &mut Conn| {
+        while let Some(bytes) = conn.recv().await? {
+            conn.send(bytes).await?;
+        }
+        Ok(())
+    })?;
+    let mut client = Client::connect(server.addresses()[0], plan)?;
+    if plan.surface == "component-pack" {
+        let payload = plan.bytes.saturating_sub(4).max(1) as u32;
+        client.message = [&payload.to_le_bytes()[..], &vec![7; payload as usize]].concat();
+        client.replies = vec![0; client.message.len()];
+    }
+    let messages = rounds(&mut client, plan).await?;
+    server.shutdown(Duration::ZERO);
+    server.ended().await;
     Ok(messages)
 }
 

@@ -28,6 +28,7 @@ step 3600 scripts/windows.sh
 step 3600 scripts/stress.sh
 step 3600 scripts/mutants.sh
 step 3600 scripts/fuzz_capi.sh
+step 3600 scripts/fuzz_codecs.sh
 
 printf '\n==== summary\n'
 printf '%s\n' "${summary[@]}"

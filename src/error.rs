@@ -16,6 +16,8 @@ pub enum Error {
     Canceled,
     /// The endpoint was closed on this side before the operation was asked for or could complete.
     Closed,
+    /// The listener was asked to accept no more, and every connection that it had accepted was given out.
+    Stopped,
     /// A deadline set by this program passed.
     TimedOut,
     /// No call fits: the shard that owned the endpoint has ended.
@@ -58,6 +60,7 @@ impl Error {
             }),
             Error::Canceled => Error::Canceled,
             Error::Closed => Error::Closed,
+            Error::Stopped => Error::Stopped,
             Error::TimedOut => Error::TimedOut,
             Error::ShardGone => Error::ShardGone,
         }
@@ -69,7 +72,7 @@ impl From<Error> for io::Error {
         let kind = match error {
             Error::Io(inner) => return inner,
             Error::Canceled => io::ErrorKind::Other,
-            Error::Closed | Error::ShardGone => io::ErrorKind::NotConnected,
+            Error::Closed | Error::Stopped | Error::ShardGone => io::ErrorKind::NotConnected,
             Error::TimedOut => io::ErrorKind::TimedOut,
         };
         io::Error::new(kind, error)
@@ -88,6 +91,7 @@ impl fmt::Display for Error {
             Error::Io(error) => error.fmt(f),
             Error::Canceled => f.write_str("the operation was cancelled"),
             Error::Closed => f.write_str("the endpoint is closed on this side"),
+            Error::Stopped => f.write_str("the listener was asked to accept no more"),
             Error::TimedOut => f.write_str("the deadline passed"),
             Error::ShardGone => f.write_str("the shard that owned this endpoint has ended; keep it running as long as its endpoints are used"),
         }

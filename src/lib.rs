@@ -16,15 +16,18 @@ mod api;
 pub mod buf;
 #[cfg(all(feature = "capi", unix))]
 pub mod capi;
+pub mod component;
 mod config;
 mod counters;
 pub mod driver;
 mod error;
+mod proto;
 mod report;
 mod shard;
 #[cfg(feature = "sim")]
 pub mod sim;
 mod sync;
+mod trace;
 
 pub use api::broadcast::Broadcast;
 pub use api::offload::offload;
@@ -37,6 +40,7 @@ pub use counters::Counters;
 #[doc(hidden)]
 pub use driver::sys::script::Script;
 pub use error::{Error, Full};
+pub use proto::codec;
 pub use report::{BackendKind, BackendReport, Capabilities, Capability};
 pub use shard::{
     Builder, Close, Completion, Context, Delivered, Departed, Departure, Distribution, EndpointId, Event,
@@ -46,13 +50,16 @@ pub use shard::{
 /// Sockets.
 pub mod net {
     pub use crate::api::dns::resolve;
+    pub use crate::api::listening::{ListenOptions, ListeningSockets, ShardListeners};
     pub use crate::api::relay::{
         RelayBy, RelayError, RelaySide, Sink, Source, copy, copy_bidirectional, copy_bidirectional_by,
         copy_by,
     };
     pub use crate::api::send_file::SendFileError;
     pub use crate::api::tcp::{OwnedReadHalf, OwnedWriteHalf, TcpListener, TcpStream, ToAddresses};
-    pub use crate::api::udp::{SendOptions, UdpSocket};
+    pub use crate::api::udp::{
+        Interface, InvalidMulticast, OptionRefused, SendOptions, UdpOptions, UdpSocket,
+    };
     pub use crate::api::unix::{UnixListener, UnixStream};
     pub use crate::driver::datagram::{Datagram, Ecn, InvalidDatagram, LocalAddress, Segments};
 }
@@ -72,10 +79,29 @@ pub mod time {
     };
 }
 
-/// Foreign descriptors and signals.
+/// TLS 1.3 and 1.2 over TCP and Unix sockets, by rustls.
+///
+/// A [`TlsAcceptor`](tls::TlsAcceptor) or [`TlsConnector`](tls::TlsConnector) makes a [`TlsStream`](tls::TlsStream) of a
+/// connection, at its beginning or in its midst. What it speaks and shows is in a [`ServerTls`](tls::ServerTls) or
+/// [`ClientTls`](tls::ClientTls), which may be shared by all shards.
+#[cfg(feature = "tls")]
+pub mod tls {
+    pub use crate::component::tls::{TlsAcceptor, TlsConnector, TlsStream, Transport};
+    pub use crate::proto::tls::{
+        CertResolver, ClientAuth, ClientTls, ClientTlsBuilder, ConfigError, Identity, Roots, ServerTls,
+        ServerTlsBuilder, TlsError, TlsInfo, TlsVersion,
+    };
+    /// The version of rustls that is used, for a provider or a configuration of one's own.
+    pub use rustls;
+}
+
+/// Foreign descriptors, sockets of other processes, and signals.
 pub mod os {
+    pub use crate::api::passing::{PassedSocket, SocketKind, descriptors_max};
     pub use crate::api::ready::Ready;
     pub use crate::api::signal::{Signal, SignalKind, ctrl_c};
+    /// What lends a socket of the system: `AsFd`, and on Windows `AsSocket`.
+    pub use crate::api::tcp::Lend;
 }
 
 pub use os::ctrl_c;

@@ -23,6 +23,10 @@ mod endings;
 #[cfg(unix)]
 #[path = "stress/exhaustion.rs"]
 mod exhaustion;
+// Not on Windows: its clients are processes of their own, and it reads the memory of the process from /proc.
+#[cfg(unix)]
+#[path = "stress/hostile.rs"]
+mod hostile;
 // Not on Windows: what it reads is told by calls of Unix.
 #[cfg(unix)]
 #[path = "stress/quarantine.rs"]

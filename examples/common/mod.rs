@@ -59,13 +59,17 @@ impl Flags {
 /// What hears of signals: a ring would be too much for that.
 const SIGNALS: Backend = if cfg!(windows) { Backend::Auto } else { Backend::Readiness };
 
+/// A small shard that hears of signals, for a thread beside those that serve.
+pub(crate) fn signal_shard() -> io::Result<Shard> {
+    Shard::new(Config::new().backend(SIGNALS).with_limits(|limits| limits.buffers = 8))
+}
+
 /// A flag that SIGINT and SIGTERM set.
 pub(crate) fn stop_flag() -> Arc<AtomicBool> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&stop);
     thread::spawn(move || {
-        let config = Config::new().backend(SIGNALS).with_limits(|limits| limits.buffers = 8);
-        let asked = Shard::new(config).and_then(|shard| shard.block_on(asked_to_end()));
+        let asked = signal_shard().and_then(|shard| shard.block_on(asked_to_end()));
         flag.store(asked.is_ok(), Ordering::Relaxed);
     });
     stop
@@ -106,4 +110,31 @@ pub(crate) async fn stop_when_asked(context: &Context) {
         // The new task runs first and registers.
         yield_now().await;
     }
+}
+
+/// Raises the limit of descriptors to so many, as far as it may; how many this process may have.
+#[cfg(unix)]
+pub(crate) fn descriptors(wanted: u64) -> u64 {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return wanted };
+    let raised = hard.min(wanted);
+    match soft < raised && setrlimit(Resource::RLIMIT_NOFILE, raised, hard).is_ok() {
+        true => raised,
+        false => soft,
+    }
+}
+
+/// Handles have no limit that matters here.
+#[cfg(not(unix))]
+pub(crate) fn descriptors(wanted: u64) -> u64 {
+    wanted
+}
+
+/// Runs so many shards until the runtime is stopped.
+pub(crate) fn shards(name: &str, count: u64, config: &Config) -> io::Result<anabranch::Runtime> {
+    let settings = anabranch::Runtime::builder().shards(count as usize).name(name).config(config.clone());
+    settings.start(|group| async move {
+        group.stopped().await;
+        Ok(())
+    })
 }

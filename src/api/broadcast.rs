@@ -59,7 +59,7 @@ impl Broadcast {
         Ok(Broadcast::of(Core::required()?))
     }
 
-    fn of(core: Rc<Core>) -> Broadcast {
+    pub(crate) fn of(core: Rc<Core>) -> Broadcast {
         let members = Members::new(BACKLOG_BYTES_MAX.min(core.config.limits.outbound_bytes_max));
         Broadcast { core, members }
     }

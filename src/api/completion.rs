@@ -113,6 +113,38 @@ impl Shard {
         })?
     }
 
+    /// Stops accepting, for good: waiting accepts end with [`Error::Stopped`] when every connection that had been
+    /// accepted was given out. Accepts that are submitted later get what is left in the same way. The socket stays
+    /// open until the listener is closed; see [`TcpListener::stop_accepting`](crate::net::TcpListener::stop_accepting).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such listener.
+    pub fn stop_accepting(&self, listener: EndpointId) -> Result<(), Error> {
+        self.state(|state| state.listener_mut(listener, |listener, core, engine| listener.end(core, engine)))?
+    }
+
+    /// Accepts no more until [`resume_accepting`](Self::resume_accepting); see
+    /// [`TcpListener::pause_accepting`](crate::net::TcpListener::pause_accepting).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such listener.
+    pub fn pause_accepting(&self, listener: EndpointId) -> Result<(), Error> {
+        self.state(|state| state.listener_mut(listener, |listener, _, engine| listener.hold(engine)))?
+    }
+
+    /// Accepts again.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Closed`] if there is no such listener.
+    pub fn resume_accepting(&self, listener: EndpointId) -> Result<(), Error> {
+        self.state(|state| {
+            state.listener_mut(listener, |listener, core, engine| listener.resume(core, engine))
+        })?
+    }
+
     /// Connects to a TCP address: [`Event::Connected`](crate::Event::Connected). The endpoint may be used for sending at once; the bytes
     /// leave when it is connected.
     ///

@@ -1,6 +1,7 @@
 //! The methods that connections of every family, and their halves, have in common, written once.
 //!
-//! Each macro expects the type to have a field `flow` that dereferences to a `Flow`.
+//! Each macro expects the type to have a field `flow` that dereferences to a `Flow`; that of listeners, the fields `core`
+//! and `id`, and the functions of `api/listening.rs`.
 #![forbid(unsafe_code)]
 
 /// Receiving.
@@ -197,4 +198,54 @@ macro_rules! connection {
     };
 }
 
-pub(crate) use {connection, receiving, sending};
+/// Accepting, and leaving off; the type is what `accept` gives.
+macro_rules! accepting {
+    ($accepted:ty) => {
+        /// As [`accept`](Self::accept), until there are no more connections: `None` when
+        /// [`stop_accepting`](Self::stop_accepting) was called and all that had been accepted were given out.
+        ///
+        /// # Errors
+        ///
+        /// As [`accept`](Self::accept), but for [`Error::Stopped`](crate::Error::Stopped).
+        pub async fn next(&self) -> std::io::Result<Option<$accepted>> {
+            match self.accept().await {
+                Ok(accepted) => Ok(Some(accepted)),
+                Err(error) if crate::api::listening::is_stop(&error) => Ok(None),
+                Err(error) => Err(error),
+            }
+        }
+
+        /// Stops accepting, for good, without losing a connection. What waits in the system's backlog is still accepted
+        /// (for some milliseconds, if connections never cease to come); completes when the last accept has ended. What
+        /// was accepted is still given out by [`accept`](Self::accept) and [`next`](Self::next), in order, before those
+        /// tell that there are no more.
+        ///
+        /// The socket stays open, so connections that come later wait in the backlog for whoever else has the socket. If
+        /// nobody has, closing the listener resets them.
+        ///
+        /// Of a group, each shard stops its own listener; connections that another shard is handing over still arrive.
+        ///
+        /// Cancel-safe: once called it goes on by itself.
+        pub async fn stop_accepting(&self) {
+            stop(&self.core, self.id).await;
+        }
+
+        /// Accepts no more connections until [`resume_accepting`](Self::resume_accepting); they wait in the system's
+        /// backlog meanwhile, and those beyond it are not answered. What had been accepted before
+        /// ([`Limits::accept_queue_max`](crate::Limits) at most, and what the system was just accepting) is still given
+        /// out. Other shards of a group hand nothing over to this one meanwhile. Where others accept on the same socket, one
+        /// that came at the very moment of the pause may wait for the next one, or for the end of the pause.
+        ///
+        /// Nothing changes if accepting was paused or stopped before.
+        pub fn pause_accepting(&self) {
+            hold(&self.core, self.id);
+        }
+
+        /// Accepts connections again after [`pause_accepting`](Self::pause_accepting).
+        pub fn resume_accepting(&self) {
+            resume(&self.core, self.id);
+        }
+    };
+}
+
+pub(crate) use {accepting, connection, receiving, sending};

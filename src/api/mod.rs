@@ -8,8 +8,11 @@ pub mod event;
 pub(crate) mod file;
 #[cfg(feature = "futures-io")]
 mod futures_io;
+pub(crate) mod gather;
+pub(crate) mod listening;
 mod methods;
 pub(crate) mod offload;
+pub(crate) mod passing;
 pub(crate) mod ready;
 pub(crate) mod relay;
 pub(crate) mod send_file;

@@ -4,13 +4,14 @@
 //! one forgets its waker and nothing else (invariant 8).
 #![forbid(unsafe_code)]
 
+use super::gather::{self, Inbound};
 use super::time::timeout;
 use crate::buf::{Lease, Payload};
 use crate::driver::Descriptor;
 use crate::driver::FdRef;
 use crate::error::{Error, Full};
 use crate::shard::{Close, Common, Core, EndpointId, Engine, Paused, Read, Stream, Waiter};
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
@@ -26,6 +27,15 @@ pub(crate) struct Flow {
     pub(crate) id: EndpointId,
     /// So that the descriptor can be borrowed. Given up before closing, which needs the last reference.
     fd: Option<FdRef>,
+}
+
+/// The outbound side of a connection, for whoever looks after it.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Outbound {
+    /// Bytes queued or in flight.
+    pub(crate) queued: usize,
+    /// Bytes that have left, modulo 2^32.
+    pub(crate) left: u32,
 }
 
 fn waiter(context: &Context<'_>) -> Waiter {
@@ -127,6 +137,80 @@ impl Flow {
         }
     }
 
+    /// Queues payloads that stay together, all or none; leaves them where they are if there is no room.
+    pub(crate) fn poll_send_together(
+        &self,
+        context: &mut Context<'_>,
+        payloads: &mut Vec<Payload>,
+    ) -> Poll<io::Result<()>> {
+        let looked = self.with(|stream, core, engine| match stream.send_together(core, engine, payloads) {
+            Ok(outcome) => Poll::Ready(outcome),
+            Err(Full(())) => {
+                stream.wait_for_room(engine, waiter(context));
+                Poll::Pending
+            }
+        });
+        match looked {
+            Ok(outcome) => outcome.map_err(Into::into),
+            Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    /// The same without waiting.
+    pub(crate) fn try_send_together(&self, payloads: &mut Vec<Payload>) -> Result<io::Result<()>, Full<()>> {
+        match self.with(|stream, core, engine| stream.send_together(core, engine, payloads)) {
+            Ok(outcome) => outcome.map(|sent| sent.map_err(Into::into)),
+            Err(error) => Ok(Err(error.into())),
+        }
+    }
+
+    /// What waits to be sent, and what has left.
+    pub(crate) fn outbound(&self) -> Outbound {
+        let look = |stream: &mut Stream, _: &mut Common, _: &mut Engine| Outbound {
+            queued: stream.outbound_bytes(),
+            left: stream.bytes_left(),
+        };
+        self.with(look).unwrap_or_default()
+    }
+
+    /// Whether `bytes` more may be queued. A connection that has ended has room: whoever uses it is told.
+    #[cfg(feature = "tls")]
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.with(|stream, _, engine| stream.has_room(engine, bytes)).unwrap_or(true)
+    }
+
+    /// Waits until `bytes` more may be queued.
+    #[cfg(feature = "tls")]
+    pub(crate) fn poll_room(&self, context: &mut Context<'_>, bytes: usize) -> Poll<io::Result<()>> {
+        let looked = self.with(|stream, _, engine| match stream.has_room(engine, bytes) {
+            true => Poll::Ready(Ok(())),
+            false => {
+                stream.wait_for_room(engine, waiter(context));
+                Poll::Pending
+            }
+        });
+        looked.unwrap_or_else(|error| Poll::Ready(Err(error.into())))
+    }
+
+    /// Queues a payload if there is room, and else leaves it where it is.
+    #[cfg(feature = "tls")]
+    pub(crate) fn offer(&self, payload: &mut Option<Payload>) -> io::Result<()> {
+        let Some(taken) = payload.take() else { return Ok(()) };
+        match self.with(|stream, core, engine| stream.send(core, engine, taken, None))? {
+            Ok(outcome) => Ok(outcome?),
+            Err(Full(back)) => {
+                *payload = Some(back);
+                Ok(())
+            }
+        }
+    }
+
+    /// Bytes queued or on their way to the kernel.
+    #[cfg(feature = "tls")]
+    pub(crate) fn queued_bytes(&self) -> usize {
+        self.with(|stream, _, _| stream.outbound_bytes()).unwrap_or(0)
+    }
+
     pub(crate) fn send(&self, payload: Payload) -> Sending<'_> {
         Sending { flow: self, payload }
     }
@@ -216,53 +300,21 @@ impl Flow {
     }
 
     pub(crate) async fn recv_exact(&self, len: usize) -> io::Result<Bytes> {
-        let mut gathered = Gathered { flow: self, bytes: BytesMut::new() };
-        loop {
-            let missing = len - gathered.bytes.len();
-            if missing == 0 {
-                return Ok(gathered.take());
-            }
-            let Some(mut lease) = self.recv().await? else {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            };
-            if gathered.bytes.is_empty() && lease.len() >= missing {
-                let first = lease.split_to(missing);
-                self.unread(lease);
-                return Ok(first.into_bytes());
-            }
-            let used = lease.len().min(missing);
-            gathered.bytes.extend_from_slice(&lease[..used]);
-            lease.advance(used);
-            self.unread(lease);
-        }
+        gather::recv_exact(self, len).await
     }
 
     pub(crate) async fn recv_until(&self, delimiter: &[u8], max: usize) -> io::Result<Option<Bytes>> {
-        if delimiter.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the delimiter is empty"));
-        }
-        let mut gathered = Gathered { flow: self, bytes: BytesMut::new() };
-        loop {
-            let Some(lease) = self.recv().await? else {
-                let nothing = gathered.bytes.is_empty();
-                return if nothing { Ok(None) } else { Err(io::ErrorKind::UnexpectedEof.into()) };
-            };
-            // The delimiter may begin in what was gathered before.
-            let from = gathered.bytes.len().saturating_sub(delimiter.len() - 1);
-            gathered.bytes.extend_from_slice(&lease);
-            drop(lease);
-            let found =
-                gathered.bytes[from..].windows(delimiter.len()).position(|window| window == delimiter);
-            if let Some(end) = found.map(|start| from + start + delimiter.len()).filter(|end| *end <= max) {
-                let rest = gathered.bytes.split_off(end);
-                self.unread(Lease::from_bytes(rest.freeze()));
-                return Ok(Some(gathered.take()));
-            }
-            if gathered.bytes.len() >= max {
-                let text = format!("no delimiter within {max} bytes");
-                return Err(io::Error::new(io::ErrorKind::InvalidData, text));
-            }
-        }
+        gather::recv_until(self, delimiter, max).await
+    }
+}
+
+impl Inbound for Flow {
+    fn poll_recv(&self, context: &mut Context<'_>) -> Poll<io::Result<Option<Lease>>> {
+        Flow::poll_recv(self, context)
+    }
+
+    fn unread(&self, lease: Lease) {
+        Flow::unread(self, lease);
     }
 }
 
@@ -297,27 +349,6 @@ impl Future for Sending<'_> {
             *payload = back;
         }
         sent
-    }
-}
-
-/// Bytes gathered by a future; they go back to the head of the queue if it is dropped or fails.
-struct Gathered<'a> {
-    flow: &'a Flow,
-    bytes: BytesMut,
-}
-
-impl Gathered<'_> {
-    fn take(&mut self) -> Bytes {
-        std::mem::take(&mut self.bytes).freeze()
-    }
-}
-
-impl Drop for Gathered<'_> {
-    fn drop(&mut self) {
-        let bytes = self.take();
-        if !bytes.is_empty() {
-            self.flow.unread(Lease::from_bytes(bytes));
-        }
     }
 }
 

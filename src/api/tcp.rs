@@ -1,8 +1,10 @@
 //! TCP: listeners, streams and their halves.
 #![forbid(unsafe_code)]
 
-use super::methods::{connection, receiving, sending};
+use super::listening::{ListenOptions, duplicate, hold, resume, stop};
+use super::methods::{accepting, connection, receiving, sending};
 use super::stream::{Flow, closed};
+pub use crate::driver::sys::os::Lend;
 use crate::driver::sys::os::{HAS_SHARED_PORTS, lends};
 use crate::driver::{Descriptor, Host};
 use crate::shard::{
@@ -18,9 +20,6 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-/// Connections that the kernel completes ahead of accepting, where nothing else is said.
-const BACKLOG: i32 = 4096;
-
 /// A TCP connection.
 ///
 /// Receiving and sending borrow it exclusively; [`into_split`](Self::into_split) gives halves for two tasks.
@@ -29,7 +28,7 @@ const BACKLOG: i32 = 4096;
 /// TCP_NODELAY is on from the start, because the runtime joins small sends itself.
 #[derive(Debug)]
 pub struct TcpStream {
-    pub(super) flow: Rc<Flow>,
+    pub(crate) flow: Rc<Flow>,
 }
 
 impl TcpStream {
@@ -52,9 +51,24 @@ impl TcpStream {
     }
 
     async fn connect_one(address: SocketAddr) -> io::Result<TcpStream> {
+        TcpStream::connect_from(address, None, |_| Ok(())).await
+    }
+
+    /// Connects from a local address, if one is given; `prepare` sees the socket before.
+    pub(crate) async fn connect_from(
+        address: SocketAddr,
+        local: Option<SocketAddr>,
+        prepare: impl FnOnce(&dyn Lend) -> io::Result<()>,
+    ) -> io::Result<TcpStream> {
         let core = Core::required()?;
         let socket = core.config.host.stream_socket(Domain::for_address(address))?;
         let _ = socket.set_tcp_nodelay(true);
+        if let Some(local) = local {
+            // A port of an earlier connection may be used again.
+            socket.set_reuse_address(true)?;
+            socket.bind(&SockAddr::from(local))?;
+        }
+        prepare(&socket)?;
         let stream = TcpStream::open(core, socket, Stream::connecting_to(address.into(), Waiter::None))?;
         stream.flow.connected().await?;
         Ok(stream)
@@ -239,18 +253,26 @@ impl TcpListener {
             None if share.accepts() => Some(listen(&core.config.host, bound, HAS_SHARED_PORTS)?),
             None => None,
         };
-        let mut listener = TcpListener::open(core, socket, Some(share))?;
-        listener.address = bound;
-        Ok(listener)
+        Ok(TcpListener::open(core, socket, Some(share))?.at(bound))
     }
 
-    fn open(core: Rc<Core>, socket: Option<Descriptor>, share: Option<Share>) -> io::Result<TcpListener> {
+    pub(super) fn open(
+        core: Rc<Core>,
+        socket: Option<Descriptor>,
+        share: Option<Share>,
+    ) -> io::Result<TcpListener> {
         let address = match &socket {
             Some(socket) => inet(socket.local_addr()?)?,
             None => SocketAddr::from(([0, 0, 0, 0], 0)),
         };
         let id = core.with(|state| state.open_listener(socket, Listener::new(share)))??;
         Ok(TcpListener { core, id, address })
+    }
+
+    /// The same, of a group on an address: a member without a socket does not know it by itself.
+    pub(super) fn at(mut self, address: SocketAddr) -> TcpListener {
+        self.address = address;
+        self
     }
 
     /// Takes a listening socket of the standard library into the current shard.
@@ -278,7 +300,9 @@ impl TcpListener {
     ///
     /// # Errors
     ///
-    /// If the listener is closed or cannot go on. Errors of a single connection are not reported here.
+    /// If the listener is closed or cannot go on; [`Error::Stopped`](crate::Error::Stopped), of kind `NotConnected`, after the
+    /// last connection when [`stop_accepting`](Self::stop_accepting) was called, which [`next`](Self::next) tells without an
+    /// error. Errors of a single connection are not reported here.
     pub async fn accept(&self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let stream = self.accept_any().await?;
@@ -287,6 +311,19 @@ impl TcpListener {
                 return Ok((stream, peer));
             }
         }
+    }
+
+    accepting!((TcpStream, SocketAddr));
+
+    /// Another handle of the listening socket, to pass it on to another process. The socket stays open, and the system
+    /// goes on completing connections for it, until every handle is closed.
+    ///
+    /// # Errors
+    ///
+    /// If the listener has no socket of its own (it is a member of a group with one acceptor and not that one), or the
+    /// process is out of descriptors; in a simulation, always.
+    pub fn duplicate(&self) -> io::Result<std::net::TcpListener> {
+        Ok(duplicate(&self.core, self.id)?.into())
     }
 
     async fn accept_any(&self) -> io::Result<TcpStream> {
@@ -343,14 +380,29 @@ pub(crate) async fn accept(core: &Rc<Core>, id: EndpointId) -> io::Result<Flow> 
 
 /// A listening socket. Accepted connections inherit its TCP_NODELAY.
 pub(crate) fn listen(host: &Host, address: SocketAddr, shared: bool) -> io::Result<Descriptor> {
+    let options = ListenOptions { reuse_port: shared, ..ListenOptions::default() };
+    listen_with(host, address, &options, &|_| Ok(()))
+}
+
+/// As [`listen`], with options; `prepare` sees the socket when it is bound.
+pub(super) fn listen_with(
+    host: &Host,
+    address: SocketAddr,
+    options: &ListenOptions,
+    prepare: &dyn Fn(&dyn Lend) -> io::Result<()>,
+) -> io::Result<Descriptor> {
     let socket = host.stream_socket(Domain::for_address(address))?;
     socket.set_reuse_address(true)?;
-    if shared {
+    if options.reuse_port {
         socket.set_reuse_port(true)?;
     }
-    let _ = socket.set_tcp_nodelay(true);
+    if options.only_v6 && address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    let _ = socket.set_tcp_nodelay(options.nodelay);
     socket.bind(&SockAddr::from(address))?;
-    socket.listen(BACKLOG)?;
+    prepare(&socket)?;
+    socket.listen(i32::try_from(options.backlog).unwrap_or(i32::MAX))?;
     Ok(socket)
 }
 

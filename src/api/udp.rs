@@ -1,22 +1,27 @@
 //! UDP sockets.
 #![forbid(unsafe_code)]
 
+mod casting;
+
+pub use casting::{Interface, InvalidMulticast, OptionRefused, UdpOptions};
+
 use super::stream::{closed, on_socket};
 use super::tcp::{ToAddresses, inet};
 use crate::buf::Payload;
 use crate::driver::datagram::{Datagram, Ecn, LocalAddress, Outgoing, Segments};
 use crate::driver::sys::os::lends;
 use crate::driver::{Descriptor, FdRef, Host};
-use crate::error::Full;
+use crate::error::{Error, Full};
 use crate::shard::{
-    Ask, Close, Common, Context as GroupContext, Core, Datagrams, EndpointId, Engine, Kind, ReadFrom, Waiter,
+    Ask, Close, Common, Context as GroupContext, Core, Datagrams, EndpointId, Engine, Kind, ReadFrom,
+    SendFailure, Waiter,
 };
 use socket2::{Domain, SockAddr};
 use std::future::poll_fn;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::task::{Poll, Waker};
+use std::task::{Context, Poll, Waker};
 
 /// A UDP socket. Several tasks may use it at once; which of them gets a datagram is not promised.
 #[derive(Debug)]
@@ -119,21 +124,43 @@ impl UdpSocket {
         &self,
         read: impl Fn(&mut Datagrams, &mut Common, &mut Engine, &Waker) -> ReadFrom<T>,
     ) -> io::Result<T> {
-        poll_fn(|context| {
-            let looked = self.core.with(|state| {
-                state.datagrams(self.id, |datagrams, core, engine| {
-                    read(datagrams, core, engine, context.waker())
-                })
-            });
-            match looked {
-                Ok(Ok(ReadFrom::Some(taken))) => Poll::Ready(Ok(taken)),
-                Ok(Ok(ReadFrom::Nothing)) => Poll::Pending,
-                Ok(Ok(ReadFrom::Failed(error))) | Ok(Err(error)) | Err(error) => {
-                    Poll::Ready(Err(error.into()))
-                }
-            }
-        })
-        .await
+        poll_fn(|context| self.poll_receive(context, &read).map_err(io::Error::from)).await
+    }
+
+    fn poll_receive<T>(
+        &self,
+        context: &mut Context<'_>,
+        read: impl Fn(&mut Datagrams, &mut Common, &mut Engine, &Waker) -> ReadFrom<T>,
+    ) -> Poll<Result<T, Error>> {
+        let looked = self.core.with(|state| {
+            state.datagrams(self.id, |datagrams, core, engine| read(datagrams, core, engine, context.waker()))
+        });
+        match looked {
+            Ok(Ok(ReadFrom::Some(taken))) => Poll::Ready(Ok(taken)),
+            Ok(Ok(ReadFrom::Nothing)) => Poll::Pending,
+            Ok(Ok(ReadFrom::Failed(error))) | Ok(Err(error)) | Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+
+    /// From now on what a datagram meets is told by [`poll_arrival`](Self::poll_arrival), with its peer, and by no other
+    /// call.
+    pub(crate) fn tell_failures(&self) {
+        let _ = self.core.with(|state| state.datagrams(self.id, |datagrams, _, _| datagrams.tell_failures()));
+    }
+
+    /// Failures that could not be told because too many came at once, since the last call.
+    pub(crate) fn take_untold(&self) -> u64 {
+        let untold =
+            self.core.with(|state| state.datagrams(self.id, |datagrams, _, _| datagrams.take_untold()));
+        untold.ok().and_then(Result::ok).unwrap_or_default()
+    }
+
+    /// What comes next: datagrams, or what one met. An error is the end: the socket is closed.
+    pub(crate) fn poll_arrival(
+        &self,
+        context: &mut Context<'_>,
+    ) -> Poll<Result<Result<Segments, SendFailure>, Error>> {
+        self.poll_receive(context, Datagrams::read_or_failure)
     }
 
     /// Queues a datagram for `to`. Completes at once while fewer than
@@ -198,27 +225,86 @@ impl UdpSocket {
     async fn transmit(&self, item: Outgoing) -> io::Result<()> {
         item.check()?;
         let mut item = Some(item);
-        poll_fn(|context| {
-            let Some(taken) = item.take() else { return Poll::Ready(Ok(())) };
-            let looked = self.core.with(|state| {
-                state.datagrams(self.id, |datagrams, core, engine| {
-                    match datagrams.send(core, engine, taken) {
-                        Ok(outcome) => Poll::Ready(outcome),
-                        Err(Full(back)) => {
-                            item = Some(back);
-                            datagrams.wait_for_room(Waiter::Future(context.waker().clone()));
-                            Poll::Pending
-                        }
-                    }
-                })
-            });
-            match looked {
-                Ok(Ok(Poll::Pending)) => Poll::Pending,
-                Ok(Ok(Poll::Ready(outcome))) => Poll::Ready(outcome.map_err(io::Error::from)),
-                Ok(Err(error)) | Err(error) => Poll::Ready(Err(error.into())),
-            }
-        })
-        .await
+        poll_fn(|context| self.poll_transmit(&mut item, Some(context.waker()))).await
+    }
+
+    /// Queues what is in `item`, or leaves it there if there is no room; then `waker` is woken when there is.
+    fn poll_transmit(&self, item: &mut Option<Outgoing>, waker: Option<&Waker>) -> Poll<io::Result<()>> {
+        let Some(taken) = item.take() else { return Poll::Ready(Ok(())) };
+        let looked = self.core.with(|state| {
+            state.datagrams(self.id, |datagrams, core, engine| match datagrams.send(core, engine, taken) {
+                Ok(outcome) => Poll::Ready(outcome),
+                Err(Full(back)) => {
+                    *item = Some(back);
+                    waker
+                        .into_iter()
+                        .for_each(|waker| datagrams.wait_for_room(Waiter::Future(waker.clone())));
+                    Poll::Pending
+                }
+            })
+        });
+        match looked {
+            Ok(Ok(Poll::Pending)) => Poll::Pending,
+            Ok(Ok(Poll::Ready(outcome))) => Poll::Ready(outcome.map_err(io::Error::from)),
+            Ok(Err(error)) | Err(error) => Poll::Ready(Err(error.into())),
+        }
+    }
+
+    /// Whether less than half of the outbound queue is in use, so that what can wait leaves room for what cannot; else the
+    /// waker is used when some of it has left. A closed socket counts as empty.
+    pub(crate) fn is_half_empty(&self, waker: &Waker) -> bool {
+        let looked = self.core.with(|state| {
+            state.datagrams(self.id, |datagrams, _, engine| datagrams.is_half_empty(engine, waker))
+        });
+        looked.ok().and_then(Result::ok).unwrap_or(true)
+    }
+
+    /// Queues a datagram if there is room now. Else as [`send_to`](Self::send_to).
+    ///
+    /// # Errors
+    ///
+    /// Outside: [`Full`], with the payload, above [`Limits::datagrams_outbound_max`](crate::Limits). Inside: as
+    /// [`send_to`](Self::send_to).
+    pub fn try_send_to(
+        &self,
+        payload: impl Into<Payload>,
+        to: SocketAddr,
+    ) -> Result<io::Result<()>, Full<Payload>> {
+        self.try_send_with(payload, to, SendOptions::new())
+    }
+
+    /// Queues a datagram with more to say about it, if there is room now. Else as [`send_with`](Self::send_with).
+    ///
+    /// # Errors
+    ///
+    /// Outside: [`Full`], with the payload. Inside: as [`send_with`](Self::send_with).
+    pub fn try_send_with(
+        &self,
+        payload: impl Into<Payload>,
+        to: impl Into<Option<SocketAddr>>,
+        options: SendOptions,
+    ) -> Result<io::Result<()>, Full<Payload>> {
+        self.offer(payload.into(), to.into(), options, None)
+    }
+
+    /// As [`try_send_with`](Self::try_send_with); a waker is woken when there is room.
+    pub(crate) fn offer(
+        &self,
+        payload: Payload,
+        to: Option<SocketAddr>,
+        options: SendOptions,
+        waker: Option<&Waker>,
+    ) -> Result<io::Result<()>, Full<Payload>> {
+        let item = options.outgoing(payload, to);
+        if let Err(error) = item.check() {
+            return Ok(Err(error));
+        }
+        let mut item = Some(item);
+        match (self.poll_transmit(&mut item, waker), item) {
+            (Poll::Ready(outcome), _) => Ok(outcome),
+            (Poll::Pending, Some(back)) => Err(Full(back.payload)),
+            (Poll::Pending, None) => Ok(Ok(())),
+        }
     }
 
     /// Lets the kernel join datagrams of one sender that arrive together (udp(7): UDP_GRO, Linux 5.0). They are cut
@@ -266,54 +352,14 @@ impl UdpSocket {
         self.on_socket(|socket| inet(socket.local_addr()?))
     }
 
-    /// Sets SO_BROADCAST.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
-    pub fn set_broadcast(&self, broadcast: bool) -> io::Result<()> {
-        self.on_socket(|socket| socket.set_broadcast(broadcast))
-    }
-
-    /// Joins an IPv4 multicast group on an interface.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
-    pub fn join_multicast_v4(&self, group: Ipv4Addr, interface: Ipv4Addr) -> io::Result<()> {
-        self.on_socket(|socket| socket.join_multicast_v4(group, interface))
-    }
-
-    /// Leaves an IPv4 multicast group.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
-    pub fn leave_multicast_v4(&self, group: Ipv4Addr, interface: Ipv4Addr) -> io::Result<()> {
-        self.on_socket(|socket| socket.leave_multicast_v4(group, interface))
-    }
-
-    /// Joins an IPv6 multicast group on an interface, by its index.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
-    pub fn join_multicast_v6(&self, group: Ipv6Addr, interface: u32) -> io::Result<()> {
-        self.on_socket(|socket| socket.join_multicast_v6(group, interface))
-    }
-
-    /// Sets the size of the kernel's receive and send buffers.
-    ///
-    /// # Errors
-    ///
-    /// If the system refuses.
-    pub fn set_buffer_sizes(&self, receive: usize, send: usize) -> io::Result<()> {
-        self.on_socket(|socket| socket.set_buffer_sizes(receive, send))
-    }
-
     /// The id of the endpoint.
     pub fn id(&self) -> EndpointId {
         self.id
+    }
+
+    /// Sends what is queued and closes the socket as soon as nothing refers to it; further calls fail.
+    pub(crate) fn start_close(&self) {
+        let _ = self.core.with(|state| state.close(self.id, Close::Flush, Waiter::None));
     }
 
     /// Sends what is queued and waits until the socket is closed.
@@ -328,7 +374,7 @@ lends! { UdpSocket, self => self.fd.as_ref().expect("an open socket has its desc
 impl Drop for UdpSocket {
     fn drop(&mut self) {
         self.fd = None;
-        let _ = self.core.with(|state| state.close(self.id, Close::Flush, Waiter::None));
+        self.start_close();
     }
 }
 

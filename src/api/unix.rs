@@ -1,12 +1,13 @@
 //! Unix sockets: listeners and streams.
 #![forbid(unsafe_code)]
 
-use super::methods::{connection, receiving, sending};
+use super::listening::{duplicate, hold, resume, stop};
+use super::methods::{accepting, connection, receiving, sending};
 use super::stream::{Flow, closed};
 use super::tcp::{OwnedReadHalf, OwnedWriteHalf, accept};
 use crate::driver::Descriptor;
-use crate::driver::sys::os::{SystemUnixStream, lends};
-use crate::shard::{Close, Core, EndpointId, Kind, Listener, Stream, Waiter};
+use crate::driver::sys::os::{SystemUnixListener, SystemUnixStream, lends, path_of, unix_listener};
+use crate::shard::{Close, Core, EndpointId, Kind, Listener, Share, Stream, Waiter};
 use socket2::{Domain, SockAddr};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -18,7 +19,7 @@ const BACKLOG: i32 = 4096;
 /// A connection over a Unix socket. As [`TcpStream`](crate::net::TcpStream).
 #[derive(Debug)]
 pub struct UnixStream {
-    pub(super) flow: Rc<Flow>,
+    pub(crate) flow: Rc<Flow>,
 }
 
 impl UnixStream {
@@ -88,6 +89,14 @@ impl UnixStream {
     }
 }
 
+/// The path of a socket's address, empty if it has none.
+fn unix_path(address: &SockAddr) -> io::Result<PathBuf> {
+    if address.domain() != Domain::UNIX {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "the socket is no Unix socket"));
+    }
+    Ok(path_of(address).map(Path::to_owned).unwrap_or_default())
+}
+
 /// A listening Unix socket. The file of the socket stays when the listener ends, as in the standard library.
 #[derive(Debug)]
 pub struct UnixListener {
@@ -107,21 +116,53 @@ impl UnixListener {
         let socket = core.config.host.stream_socket(Domain::UNIX)?;
         socket.bind(&SockAddr::unix(&path)?)?;
         socket.listen(BACKLOG)?;
-        let id = core.with(|state| state.open_listener(Some(socket), Listener::new(None)))??;
-        Ok(UnixListener { core, id, path: path.as_ref().to_owned() })
+        UnixListener::open(core, Some(socket), None)
+    }
+
+    /// Takes a listening socket of the standard library into the current shard.
+    ///
+    /// # Errors
+    ///
+    /// If no shard runs here, it has [`Limits::endpoints_max`](crate::Limits) endpoints, or the socket is no Unix socket.
+    pub fn from_std(listener: SystemUnixListener) -> io::Result<UnixListener> {
+        UnixListener::open(Core::required()?, Some(listener.into()), None)
+    }
+
+    pub(super) fn open(
+        core: Rc<Core>,
+        socket: Option<Descriptor>,
+        share: Option<Share>,
+    ) -> io::Result<UnixListener> {
+        let path = match &socket {
+            Some(socket) => unix_path(&socket.local_addr()?)?,
+            None => PathBuf::new(),
+        };
+        let id = core.with(|state| state.open_listener(socket, Listener::new(share)))??;
+        Ok(UnixListener { core, id, path })
     }
 
     /// The next connection. Cancel-safe; see [`TcpListener::accept`](crate::net::TcpListener::accept).
     ///
     /// # Errors
     ///
-    /// If the listener is closed or cannot go on.
+    /// If the listener is closed or cannot go on; [`Error::Stopped`](crate::Error::Stopped) as there.
     pub async fn accept(&self) -> io::Result<UnixStream> {
         let flow = accept(&self.core, self.id).await?;
         Ok(UnixStream { flow: Rc::new(flow) })
     }
 
-    /// Where it listens.
+    accepting!(UnixStream);
+
+    /// Another handle of the listening socket; see [`TcpListener::duplicate`](crate::net::TcpListener::duplicate).
+    ///
+    /// # Errors
+    ///
+    /// As there.
+    pub fn duplicate(&self) -> io::Result<SystemUnixListener> {
+        Ok(unix_listener(duplicate(&self.core, self.id)?))
+    }
+
+    /// Where it listens; empty for an address without a path.
     pub fn path(&self) -> &Path {
         &self.path
     }

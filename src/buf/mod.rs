@@ -18,5 +18,7 @@ pub use lease::Lease;
 pub(crate) use memory::Memory;
 pub(crate) use payload::Block;
 pub use payload::Payload;
+#[cfg(test)]
+pub(crate) use pool::tests::filled;
 pub(crate) use pool::{BUFFERS_MAX, Purpose, Region};
 pub use pool::{BufferId, Pool};

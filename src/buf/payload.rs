@@ -217,7 +217,7 @@ impl Payload {
         }
     }
 
-    fn into_bytes(self) -> Bytes {
+    pub(crate) fn into_bytes(self) -> Bytes {
         match self.0 {
             Hold::Heap(bytes) => bytes,
             Hold::Held(Held::Lease(lease)) => lease.into_bytes(),

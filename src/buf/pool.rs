@@ -494,4 +494,4 @@ impl Home {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -265,8 +265,6 @@ fn hand_over(to: Receiver, event: Event) {
         }
     };
     if !words.is_empty() {
-        let end = (0..=words.len().min(TEXT_BYTES_MAX)).rev().find(|end| words.is_char_boundary(*end));
-        words.truncate(end.unwrap_or(0));
         words.push('\0');
         payload = Some(Lease::from_bytes(words.into()));
     }
@@ -310,9 +308,6 @@ fn own(message: &mut Message, lease: Lease) {
     }
     message.data = memory;
 }
-
-/// Longest text of an event; those of the system are ASCII.
-const TEXT_BYTES_MAX: usize = 128;
 
 fn id_of(given: io::Result<i32>) -> Result<c_int, Failure> {
     Ok(given?)

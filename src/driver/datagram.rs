@@ -175,6 +175,14 @@ impl Segments {
     }
 }
 
+/// A batch of one.
+impl From<Datagram> for Segments {
+    fn from(datagram: Datagram) -> Segments {
+        let Datagram { lease, from, truncated, ecn, local } = datagram;
+        Segments::new(lease, from, None).with(truncated, ecn, local)
+    }
+}
+
 impl Iterator for Segments {
     type Item = Datagram;
 

@@ -35,6 +35,7 @@ use crate::config::{Config, Warning};
 use crate::counters::Counters;
 use crate::error::Full;
 use crate::report::{BackendReport, Capability};
+use crate::trace::warned;
 use datagram::Exchange;
 use fd::Census;
 use op::{Close, Op, Transit};
@@ -482,8 +483,9 @@ impl Drop for Driver {
             self.backend.release();
             return;
         }
+        let warning = Warning::DrainTimedOut { operations: self.slots.len() };
+        warned(None, &warning);
         if let Some(hook) = &self.config.on_warning {
-            let warning = Warning::DrainTimedOut { operations: self.slots.len() };
             // Unwinding from here would free what the system may still write to.
             let _ = catch_unwind(AssertUnwindSafe(|| hook(&warning)));
         }

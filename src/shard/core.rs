@@ -14,6 +14,7 @@ use crate::driver::sys::blocking::BlockingPool;
 use crate::driver::{Driver, Rare, RawCompletion, interruption};
 use crate::error::{Error, Full};
 use crate::sync::yield_now;
+use crate::trace::{event, warned};
 use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::VecDeque;
 use std::io;
@@ -40,6 +41,8 @@ pub(crate) struct Core {
     parks: Cell<u64>,
     spins: Spins,
     turns: Cell<u64>,
+    /// The time, once somebody has asked for it in this turn.
+    recent: Cell<Option<Instant>>,
     /// The raw completions of a turn; kept so that the list need not be allocated anew.
     raw: RefCell<Vec<RawCompletion>>,
     /// Completions on their way to the program, taken over a list at a time, so that the state is not borrowed for each.
@@ -96,6 +99,14 @@ impl Core {
     pub(crate) fn new(config: Config, blocking: Option<BlockingPool>) -> io::Result<Rc<Core>> {
         let driver = Driver::new(&config)?;
         let link = Link::new(config.limits.mailbox_max, driver.wake());
+        event!(
+            INFO,
+            "anabranch::shard",
+            shard = link.id,
+            backend = %driver.report().backend,
+            reason = driver.report().reason.as_str(),
+            "shard started"
+        );
         let spins = Spins::new(driver.spin_bound());
         let state = State::new(Engine::new(driver, config.limits.clone(), config.zero_copy_bytes_min));
         let cell = OnceCell::new();
@@ -111,6 +122,7 @@ impl Core {
             parks: Cell::new(0),
             spins,
             turns: Cell::new(0),
+            recent: Cell::new(None),
             raw: RefCell::default(),
             handing: RefCell::default(),
             last: Cell::default(),
@@ -171,8 +183,17 @@ impl Core {
         })
     }
 
+    /// The time of the turn: not later than now, not before the last wait ended. The clock is asked once in a turn.
+    #[inline]
+    pub(crate) fn recent(&self) -> Instant {
+        let recent = self.recent.get().unwrap_or_else(|| self.config.host.now());
+        self.recent.set(Some(recent));
+        recent
+    }
+
     /// Runs messages and ready tasks, each up to its bound.
     pub(crate) fn run_ready(&self) {
+        self.recent.set(None);
         self.config.host.run_due_jobs();
         // A pop costs a fence even when there is nothing. What comes right now is seen before the shard sleeps.
         if self.link.has_mail() {
@@ -196,8 +217,8 @@ impl Core {
                         self.executor.count_panic();
                     }
                 }
-                Some(Message::Connection { group, fd, seat }) => {
-                    let _ = self.with(|state| state.receive_connection(group, fd, seat));
+                Some(Message::Connection { group, fd, seat, passage }) => {
+                    let _ = self.with(|state| state.receive_connection(group, fd, seat, passage));
                 }
             }
         }
@@ -325,6 +346,7 @@ impl Core {
         self.executor.contain(wakers.drain(..), Waker::wake);
         self.executor.contain(remains.drain(..), drop);
         self.executor.contain(graves.into_iter(), drop);
+        warnings.iter().for_each(|warning| warned(Some(self.link.id), warning));
         if let Some(hook) = &self.config.on_warning {
             self.executor.contain(warnings.iter(), |warning| hook(warning));
         }

@@ -20,6 +20,7 @@ use crate::error::{Error, Full};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Waker;
 
@@ -43,6 +44,8 @@ pub(crate) struct Datagrams {
     /// What the last operation met.
     error: Option<Error>,
     dirty: bool,
+    /// What datagrams met, for a reader who asked to be told of each with its peer; then `error` is not used.
+    failures: Option<Box<Failures>>,
     /// The kernel may join datagrams.
     joins: bool,
     /// The kernel tells something with each datagram. Never lowered, so that nothing it still tells is missed.
@@ -75,6 +78,23 @@ pub(crate) enum Ask {
     Local,
 }
 
+/// Failures that wait to be told; what comes on top is only counted.
+const FAILURES_MAX: usize = 256;
+
+#[derive(Default)]
+struct Failures {
+    waiting: VecDeque<SendFailure>,
+    untold: u64,
+}
+
+/// What a send met, or (without an address) a receive.
+#[derive(Debug)]
+pub(crate) struct SendFailure {
+    /// Where the datagram was to go.
+    pub(crate) to: Option<SocketAddr>,
+    pub(crate) error: Error,
+}
+
 /// What a reader finds.
 pub(crate) enum ReadFrom<T> {
     Some(T),
@@ -91,7 +111,7 @@ impl Datagrams {
         match completion.done {
             Done::Datagrams(Ok(batch)) => self.deliver(core, engine, batch),
             Done::Datagrams(Err(Error::Canceled)) => {}
-            Done::Datagrams(Err(error)) => self.on_error(core.id, engine, error),
+            Done::Datagrams(Err(error)) => self.on_error(core.id, engine, None, error),
             Done::Starved => {
                 self.receive = Receive::Starving;
                 engine.starve_for_datagrams(core.id);
@@ -169,7 +189,7 @@ impl Datagrams {
                 Ok(token) => Receive::Armed(token),
                 Err(_) => Receive::Waiting,
             },
-            Err(error) => return self.on_error(core.id, engine, error.into()),
+            Err(error) => return self.on_error(core.id, engine, None, error.into()),
         };
     }
 
@@ -210,10 +230,14 @@ impl Datagrams {
         }
     }
 
-    fn on_error(&mut self, id: EndpointId, engine: &mut Engine, error: Error) {
-        match self.readers.take_tag() {
-            Some((tag, more)) => engine.emit(tag, id, more, Event::Failed(error)),
-            None => self.error = Some(error),
+    fn on_error(&mut self, id: EndpointId, engine: &mut Engine, to: Option<SocketAddr>, error: Error) {
+        match (self.readers.take_tag(), &mut self.failures) {
+            (Some((tag, more)), _) => engine.emit(tag, id, more, Event::Failed(error)),
+            (None, None) => self.error = Some(error),
+            (None, Some(failures)) if failures.waiting.len() < FAILURES_MAX => {
+                failures.waiting.push_back(SendFailure { to, error });
+            }
+            (None, Some(failures)) => failures.untold += 1,
         }
         self.readers.wake_all(engine);
     }
@@ -258,6 +282,31 @@ impl Datagrams {
     ) -> ReadFrom<Segments> {
         let taken = self.pop_segments(engine);
         self.found(core, engine, taken, waker)
+    }
+
+    /// From now on each failure is told with its peer, by [`read_or_failure`](Self::read_or_failure) only.
+    pub(crate) fn tell_failures(&mut self) {
+        let failures = self.failures.get_or_insert_default();
+        failures.waiting.extend(self.error.take().map(|error| SendFailure { to: None, error }));
+    }
+
+    /// Failures that were not kept, since the last call.
+    pub(crate) fn take_untold(&mut self) -> u64 {
+        self.failures.as_mut().map_or(0, |failures| std::mem::take(&mut failures.untold))
+    }
+
+    /// As [`read_segments`](Self::read_segments); what datagrams met comes first.
+    pub(crate) fn read_or_failure(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        waker: &Waker,
+    ) -> ReadFrom<Result<Segments, SendFailure>> {
+        if let Some(failure) = self.failures.as_mut().and_then(|failures| failures.waiting.pop_front()) {
+            return ReadFrom::Some(Err(failure));
+        }
+        let taken = self.pop_segments(engine);
+        self.found(core, engine, taken.map(Ok), waker)
     }
 
     fn found<T>(
@@ -365,6 +414,15 @@ impl Datagrams {
         self.writers.push(waiter);
     }
 
+    /// Whether less than half of what may be queued is; else the waker is used when some of it has left.
+    pub(crate) fn is_half_empty(&mut self, engine: &Engine, waker: &Waker) -> bool {
+        let half_empty = self.outbound_datagrams * 2 < engine.limits.datagrams_outbound_max.max(1);
+        if !half_empty {
+            self.wait_for_room(Waiter::Future(waker.clone()));
+        }
+        half_empty
+    }
+
     pub(crate) fn has_to_send(&self) -> bool {
         self.outbound_datagrams > 0
     }
@@ -422,7 +480,7 @@ impl Datagrams {
     fn settle(&mut self, id: EndpointId, engine: &mut Engine, item: Outgoing, outcome: Result<usize, Error>) {
         self.outbound_datagrams -= item.datagrams();
         engine.release_outbound(item.payload.len());
-        let tag = item.tag;
+        let (tag, to) = (item.tag, item.to);
         engine.drop_payload(item.payload);
         match (tag, outcome) {
             (tag, Ok(sent)) => {
@@ -432,7 +490,7 @@ impl Datagrams {
                 }
             }
             (Some(tag), Err(error)) => engine.emit(tag, id, false, Event::Failed(error)),
-            (None, Err(error)) => self.on_error(id, engine, error),
+            (None, Err(error)) => self.on_error(id, engine, to, error),
         }
     }
 

@@ -29,7 +29,7 @@ mod stream;
 mod timer;
 mod waiter;
 
-pub(crate) use datagram::{Ask, Datagrams, ReadFrom};
+pub(crate) use datagram::{Ask, Datagrams, ReadFrom, SendFailure};
 pub use endpoint::{Close, EndpointId};
 pub(crate) use endpoint::{Common, Kind};
 pub(crate) use engine::{Engine, Timer};
@@ -44,7 +44,7 @@ pub(crate) use listener::{Accepted, Listener};
 pub use pinning::Pinning;
 pub use remote::{Remote, Undelivered};
 pub use share::Distribution;
-pub(crate) use share::Share;
+pub(crate) use share::{Group, Share};
 pub(crate) use state::State;
 #[cfg(feature = "sim")]
 pub(crate) use step::{Program, Step, Stepper};

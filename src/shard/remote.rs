@@ -4,7 +4,7 @@
 use super::executor::Ready;
 use super::mailbox::{Mailbox, Refused};
 use super::parking::Parking;
-use super::share::Seat;
+use super::share::{Passage, Seat};
 use crate::driver::{Descriptor, Wake, interruption};
 use crate::error::Full;
 use crossbeam_queue::SegQueue;
@@ -23,6 +23,7 @@ pub(crate) enum Message {
         group: u64,
         fd: Descriptor,
         seat: Seat,
+        passage: Passage,
     },
 }
 
@@ -83,6 +84,10 @@ impl Link {
     }
 
     /// No shard any more: its tasks are dropped, and its mailbox is closed.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.ended.load(Ordering::Acquire)
+    }
+
     pub(crate) fn end(&self) {
         self.ended.store(true, Ordering::Release);
     }

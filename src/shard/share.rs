@@ -2,14 +2,21 @@
 //!
 //! Each member has a live count of its connections. A count rises when a connection is assigned, before it is
 //! handed over, and falls when the connection's endpoint ends, wherever it lives; so the counts never miss one.
+//!
+//! A member has a *gate* too, one word with a bit that says closed and the number of connections on their way to it. A
+//! connection enters with one read-modify-write that both counts it and reads the bit, so it either entered before the
+//! gate was closed, and then the count shows it until it has arrived or was given back, or it stays with who accepted
+//! it. So a member whose gate is closed and empty will never get another one, which is what it needs to know before it
+//! says that there are no more.
 #![forbid(unsafe_code)]
 
 use super::endpoint::EndpointId;
 use super::remote::Remote;
 use crate::driver::FdRef;
 use crate::driver::sys::os::HAS_SHARED_PORTS;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
 
 /// How connections are spread over the shards of a group. On Windows, where sockets cannot share a port, it is always
 /// [`OneAcceptor`](Self::OneAcceptor).
@@ -44,8 +51,42 @@ struct Member {
     /// The key of its group.
     group: u64,
     live: AtomicUsize,
-    listening: AtomicBool,
+    /// `CLOSED`, plus `ON_THE_WAY` for each connection that is handed over to this member and has not arrived.
+    gate: AtomicUsize,
+    /// Futures to wake when the gate is closed and empty.
+    waiting: Mutex<Vec<Waker>>,
     remote: Mutex<Option<Remote>>,
+}
+
+/// The bit of a gate that says closed.
+const CLOSED: usize = 1;
+/// What one connection on its way adds to a gate.
+const ON_THE_WAY: usize = 2;
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Member {
+    fn is_listening(&self) -> bool {
+        self.gate.load(Ordering::Relaxed) & CLOSED == 0
+    }
+
+    /// Counts a connection as on its way, unless the gate is closed. Whom to wake for having looked goes to `woken`.
+    fn enter(self: &Arc<Member>, woken: &mut Vec<Waker>) -> Option<Passage> {
+        let before = self.gate.fetch_add(ON_THE_WAY, Ordering::AcqRel);
+        if before & CLOSED == 0 {
+            return Some(Passage(Some(Arc::clone(self))));
+        }
+        woken.extend(self.leave());
+        None
+    }
+
+    /// Ends what `enter` counted: whom to wake if that was the last one of a closed gate.
+    fn leave(&self) -> Vec<Waker> {
+        let before = self.gate.fetch_sub(ON_THE_WAY, Ordering::AcqRel);
+        if before == CLOSED + ON_THE_WAY { std::mem::take(&mut *lock(&self.waiting)) } else { Vec::new() }
+    }
 }
 
 impl Group {
@@ -56,7 +97,8 @@ impl Group {
         let member = || Member {
             group: key,
             live: AtomicUsize::new(0),
-            listening: AtomicBool::new(false),
+            gate: AtomicUsize::new(CLOSED),
+            waiting: Mutex::default(),
             remote: Mutex::new(None),
         };
         let members = (0..shards).map(|_| Arc::new(member())).collect();
@@ -75,8 +117,7 @@ impl Group {
 
     /// The member that has fewest connections among those that listen.
     fn least(&self) -> Option<(usize, usize)> {
-        let listening =
-            self.members.iter().enumerate().filter(|(_, member)| member.listening.load(Ordering::Acquire));
+        let listening = self.members.iter().enumerate().filter(|(_, member)| member.is_listening());
         listening.map(|(index, member)| (member.live.load(Ordering::Relaxed), index)).min()
     }
 }
@@ -92,14 +133,38 @@ impl Share {
     /// Joins the group: from now on others may hand connections over to this shard.
     pub(crate) fn join(group: &Arc<Group>, index: usize, remote: Remote) -> Share {
         let member = &group.members[index];
-        *member.remote.lock().unwrap_or_else(PoisonError::into_inner) = Some(remote);
-        member.listening.store(true, Ordering::Release);
-        Share { group: Arc::clone(group), index }
+        *lock(&member.remote) = Some(remote);
+        let share = Share { group: Arc::clone(group), index };
+        share.come_back();
+        share
     }
 
-    /// Nobody hands over to this shard any more.
+    fn member(&self) -> &Arc<Member> {
+        &self.group.members[self.index]
+    }
+
+    /// Nobody begins to hand over to this shard any more; what is on its way still arrives.
     pub(crate) fn leave(&self) {
-        self.group.members[self.index].listening.store(false, Ordering::Release);
+        self.member().gate.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    /// Others may hand over again.
+    pub(crate) fn come_back(&self) {
+        self.member().gate.fetch_and(!CLOSED, Ordering::AcqRel);
+    }
+
+    /// Whether this shard has left and nothing is on its way to it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.member().gate.load(Ordering::Acquire) == CLOSED
+    }
+
+    /// Wakes a future when nothing is on its way any more. Whoever asks looks again afterwards: the last connection may
+    /// have arrived before.
+    pub(crate) fn wake_when_empty(&self, waker: &Waker) {
+        let mut waiting = lock(&self.member().waiting);
+        if !waiting.iter().any(|known| known.will_wake(waker)) {
+            waiting.push(waker.clone());
+        }
     }
 
     /// Whether this shard accepts itself.
@@ -108,16 +173,21 @@ impl Share {
     }
 
     /// A place for a new connection with another shard, if it does not belong to this one. It is taken at once,
-    /// so that the next connection of the same turn finds it in the counts.
-    pub(crate) fn place_elsewhere(&self) -> Option<Seat> {
-        let own = self.group.members[self.index].live.load(Ordering::Relaxed);
+    /// so that the next connection of the same turn finds it in the counts. Whom to wake when nothing is borrowed goes to
+    /// `woken`.
+    pub(crate) fn place_elsewhere(&self, woken: &mut Vec<Waker>) -> Option<(Seat, Passage)> {
+        let own = self.member().live.load(Ordering::Relaxed);
         let (fewest, target) = self.group.least()?;
         let over = match self.group.distribution {
             Distribution::ReusePort => false,
             Distribution::Balanced => own > fewest + SLACK,
             Distribution::OneAcceptor => own > fewest,
         };
-        (over && target != self.index).then(|| Seat::take(&self.group, target))
+        if !over || target == self.index {
+            return None;
+        }
+        let passage = self.group.members[target].enter(woken)?;
+        Some((Seat::take(&self.group, target), passage))
     }
 
     /// Takes a place for a connection of this shard.
@@ -140,7 +210,7 @@ impl Seat {
 
     /// The shard that has the place, and the key of its group.
     pub(crate) fn whose(&self) -> (Option<Remote>, u64) {
-        (self.0.remote.lock().unwrap_or_else(PoisonError::into_inner).clone(), self.0.group)
+        (lock(&self.0.remote).clone(), self.0.group)
     }
 }
 
@@ -150,12 +220,32 @@ impl Drop for Seat {
     }
 }
 
+/// A connection's way to another member, from the moment it was given a place there until it has arrived.
+#[derive(Debug)]
+pub(crate) struct Passage(Option<Arc<Member>>);
+
+impl Passage {
+    /// It has arrived, or stays where it was accepted: whom to wake when nothing is borrowed.
+    pub(crate) fn end(mut self) -> Vec<Waker> {
+        self.0.take().map_or_else(Vec::new, |member| member.leave())
+    }
+}
+
+impl Drop for Passage {
+    fn drop(&mut self) {
+        let woken = self.0.take().map_or_else(Vec::new, |member| member.leave());
+        woken.into_iter().for_each(Waker::wake);
+    }
+}
+
 /// A connection that a listener accepted, on its way to an endpoint.
 pub(crate) enum Arrival {
     /// A submission of the completion API gets it.
     Here { listener: EndpointId, fd: FdRef, seat: Option<Seat>, tag: u64, more: bool },
     /// It is handed over to another member of the group.
-    Elsewhere { listener: EndpointId, fd: FdRef, seat: Seat },
+    Elsewhere { listener: EndpointId, fd: FdRef, seat: Seat, passage: Passage },
+    /// Nothing comes after what came before: who waits is told.
+    NoMore { listener: EndpointId },
 }
 
 #[cfg(test)]
@@ -173,7 +263,7 @@ mod tests {
     }
 
     fn arrive(share: &Share) -> Seat {
-        share.place_elsewhere().unwrap_or_else(|| share.sit())
+        share.place_elsewhere(&mut Vec::new()).map_or_else(|| share.sit(), |(seat, _)| seat)
     }
 
     /// Few connections differ by chance: some may close together.
@@ -271,6 +361,75 @@ mod tests {
         let live = group.live();
         assert!(is_balanced(&live), "{live:?}");
         assert_eq!(live.iter().sum::<usize>(), kept.iter().map(Vec::len).sum::<usize>());
+    }
+
+    /// Counts how often it is woken.
+    #[derive(Default)]
+    struct Woken(AtomicUsize);
+
+    impl std::task::Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    #[test]
+    fn one_that_has_left_is_empty_when_the_last_connection_on_its_way_has_arrived() {
+        let shares = members(2, Distribution::OneAcceptor);
+        let arrival = |_| (shares[0].sit(), shares[0].place_elsewhere(&mut Vec::new()));
+        let mut on_the_way: Vec<_> = (0..6).map(arrival).collect();
+        assert!(on_the_way.iter().all(|(_, place)| place.is_some()));
+        let woken = Arc::new(Woken::default());
+        shares[1].leave();
+        shares[1].wake_when_empty(&Waker::from(Arc::clone(&woken)));
+        assert!(shares[0].place_elsewhere(&mut Vec::new()).is_none(), "its gate is closed");
+        while let Some((_, place)) = on_the_way.pop() {
+            assert!(!shares[1].is_empty());
+            assert_eq!(woken.0.load(Ordering::SeqCst), 0);
+            let (_, passage) = place.expect("it has a place");
+            // Some arrive, some are given back or dropped on the way.
+            match on_the_way.len() % 2 {
+                0 => passage.end().into_iter().for_each(Waker::wake),
+                _ => drop(passage),
+            }
+        }
+        assert!(shares[1].is_empty());
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        shares[1].come_back();
+        let _own = shares[0].sit();
+        assert!(
+            !shares[1].is_empty() && shares[0].place_elsewhere(&mut Vec::new()).is_some(),
+            "it may come back"
+        );
+    }
+
+    #[test]
+    fn a_gate_that_closes_while_connections_enter_counts_each_or_refuses_it() {
+        for _ in 0..200 {
+            let shares = members(2, Distribution::OneAcceptor);
+            let (acceptor, leaving) = (&shares[0], &shares[1]);
+            let _own: Vec<Seat> = (0..100).map(|_| acceptor.sit()).collect();
+            let (entered, arrived) = (AtomicUsize::new(0), AtomicUsize::new(0));
+            thread::scope(|scope| {
+                scope.spawn(|| {
+                    while let Some((seat, passage)) = acceptor.place_elsewhere(&mut Vec::new()) {
+                        drop(seat);
+                        entered.fetch_add(1, Ordering::SeqCst);
+                        arrived.fetch_add(1, Ordering::SeqCst);
+                        drop(passage);
+                    }
+                });
+                thread::yield_now();
+                leaving.leave();
+                while !leaving.is_empty() {
+                    thread::yield_now();
+                }
+                // Whatever had entered has arrived, and nothing enters any more.
+                let arrived = arrived.load(Ordering::SeqCst);
+                thread::yield_now();
+                assert_eq!(entered.load(Ordering::SeqCst), arrived);
+            });
+        }
     }
 
     #[test]

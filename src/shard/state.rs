@@ -7,7 +7,7 @@ use super::engine::{Engine, Timer};
 use super::event::Event;
 use super::listener::{Accepted, Listener};
 use super::remote::Message;
-use super::share::{Arrival, Seat};
+use super::share::{Arrival, Passage, Seat};
 use super::single::Single;
 use super::stream::Stream;
 use super::waiter::Waiter;
@@ -55,6 +55,11 @@ impl State {
             waiting_for_room: Vec::new(),
             asked: None,
         }
+    }
+
+    /// Bytes held for connections: received and not read, or to be sent.
+    pub(crate) fn held_bytes(&self) -> usize {
+        self.engine.inbound_total + self.engine.outbound_total
     }
 
     pub(crate) fn endpoints(&self) -> usize {
@@ -131,12 +136,17 @@ impl State {
         waiter: impl FnOnce() -> Waiter,
     ) -> Result<Accepted, Error> {
         let full = self.is_full();
-        if full {
+        let (accepted, waits) = self.listener_mut(id, |listener, core, engine| {
+            // The end needs no room.
+            let waits = full && !listener.is_over();
+            let accepted =
+                if waits { listener.wait(waiter()) } else { listener.accept(core, engine, waiter) };
+            (accepted, waits)
+        })?;
+        if waits {
             self.waiting_for_room.push(id);
         }
-        self.listener_mut(id, |listener, core, engine| {
-            if full { listener.wait(waiter()) } else { listener.accept(core, engine, waiter) }
-        })
+        Ok(accepted)
     }
 
     /// A reference to an endpoint's descriptor.
@@ -394,7 +404,14 @@ impl State {
                     };
                     self.engine.emit(tag, listener, more, event);
                 }
-                Arrival::Elsewhere { listener, fd, seat } => self.hand_over(listener, fd, seat),
+                Arrival::Elsewhere { listener, fd, seat, passage } => {
+                    self.hand_over(listener, fd, seat, passage);
+                }
+                Arrival::NoMore { listener } => {
+                    let _ = self.listener_mut(listener, |listener, core, engine| {
+                        listener.tell_no_more(core.id, engine);
+                    });
+                }
             }
         }
         if self.engine.arrivals.is_empty() {
@@ -403,15 +420,19 @@ impl State {
     }
 
     /// Sends a connection to another member of the listener's group; keeps it if that one cannot take it.
-    fn hand_over(&mut self, id: EndpointId, fd: FdRef, seat: Seat) {
+    fn hand_over(&mut self, id: EndpointId, fd: FdRef, seat: Seat, passage: Passage) {
         let (Some(remote), group) = seat.whose() else { return self.keep(id, fd) };
-        let Ok(fd) = self.engine.driver.release(fd) else { return };
-        let message = Message::Connection { group, fd, seat };
+        let fd = match self.engine.driver.release(fd) {
+            Ok(fd) => fd,
+            Err(_) => return self.engine.wakers.extend(passage.end()),
+        };
+        let message = Message::Connection { group, fd, seat, passage };
         match remote.send(message) {
             Ok(()) => self.engine.handed_over += 1,
             Err(refused) => {
-                let Message::Connection { fd, seat, .. } = refused.into_inner() else { return };
+                let Message::Connection { fd, seat, passage, .. } = refused.into_inner() else { return };
                 drop(seat);
+                self.engine.wakers.extend(passage.end());
                 if let Ok(fd) = self.engine.driver.adopt(fd) {
                     self.keep(id, fd);
                 }
@@ -427,7 +448,9 @@ impl State {
     }
 
     /// A connection that another member of the group accepted.
-    pub(crate) fn receive_connection(&mut self, group: u64, fd: Descriptor, seat: Seat) {
+    pub(crate) fn receive_connection(&mut self, group: u64, fd: Descriptor, seat: Seat, passage: Passage) {
+        // Whoever waits for the last one looks when it is in the queue.
+        self.engine.wakers.extend(passage.end());
         let Some(id) = self.groups.get(&group).copied() else { return };
         let Ok(fd) = self.engine.driver.adopt(fd) else { return };
         let _ = self.listener_mut(id, |listener, core, engine| {

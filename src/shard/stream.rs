@@ -45,6 +45,8 @@ pub(crate) struct Stream {
     outbound: List,
     /// Bytes queued or in flight.
     outbound_bytes: usize,
+    /// Bytes that have left, modulo 2^32.
+    bytes_left: u32,
     standing: Standing,
     /// Buffers of the pool in the outbound queue.
     pooled: u16,
@@ -60,7 +62,7 @@ pub(crate) struct Stream {
     cold: Option<Box<Cold>>,
 }
 
-const _: () = assert!(size_of::<Stream>() <= 80);
+const _: () = assert!(size_of::<Stream>() <= 88);
 
 /// What most connections lack most of the time.
 #[derive(Default)]

@@ -30,11 +30,15 @@ pub(crate) fn examples() -> Vec<String> {
     let files = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).expect("examples/");
     let names = files.map(|file| file.expect("an entry").path().file_stem().expect("a name").to_owned());
     let mut names: Vec<String> = names.map(|name| name.to_string_lossy().into_owned()).collect();
-    let needs_sim = |name: &str| ["simulate", "replicated_counter"].contains(&name);
-    names.retain(|name| {
-        !["common", "cpp"].contains(&name.as_str()) && (cfg!(feature = "sim") || !needs_sim(name))
-    });
+    names.retain(|name| !["common", "cpp"].contains(&name.as_str()) && has_features_of(name));
     names
+}
+
+/// Whether this build has what an example needs.
+fn has_features_of(example: &str) -> bool {
+    let needs_simulations = ["simulate", "replicated_counter"].contains(&example);
+    let needs_tls = example == "tls_echo";
+    (cfg!(feature = "sim") || !needs_simulations) && (cfg!(feature = "tls-ring") || !needs_tls)
 }
 
 /// Whether a program is there and no source file is newer.
@@ -64,6 +68,7 @@ fn build(profile: &Path) {
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml"))
         .args(["--profile", if name == "debug" { "dev" } else { name }])
         .args(cfg!(feature = "sim").then_some("--features=sim"))
+        .args(cfg!(feature = "tls-ring").then_some("--features=tls-ring"))
         .arg("--target-dir")
         .arg(target)
         .status();

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 const REQUEST_BYTES: usize = 1024;
 const REPLY_BYTES: usize = 1 << 20;
 const PIECE_BYTES: usize = 4096;
-const GOOD: usize = 20;
+pub(crate) const GOOD: usize = 20;
 
 #[test]
 fn clients_that_never_read_cost_bounded_memory_and_slow_nobody_down() {
@@ -121,7 +121,7 @@ fn greedy(address: SocketAddr) -> std::net::TcpStream {
 }
 
 /// The 99th percentile of echoes over all good clients, one window.
-fn echo(sockets: &mut [std::net::TcpStream], full: bool) -> Duration {
+pub(crate) fn echo(sockets: &mut [std::net::TcpStream], full: bool) -> Duration {
     let rounds = if full { 500 } else { 100 };
     let mut times = Vec::new();
     for _ in 0..rounds {
@@ -136,7 +136,7 @@ fn echo(sockets: &mut [std::net::TcpStream], full: bool) -> Duration {
 }
 
 /// The best of several windows, because something else may run on the machine during one.
-fn best_p99(windows: usize, mut window: impl FnMut() -> Duration) -> Duration {
+pub(crate) fn best_p99(windows: usize, mut window: impl FnMut() -> Duration) -> Duration {
     (0..windows).map(|_| window()).min().unwrap_or_default()
 }
 

@@ -100,6 +100,36 @@ fn invariant_rows(document: &Source) -> Vec<(usize, usize, &str)> {
     found
 }
 
+/// What a cell may begin with where no test is named.
+const REASONS: &[&str] = &["Later: ", "Not offered: ", "Untested: "];
+
+/// In each row of each table the last cell names tests that exist, or begins with a reason. What begins with `TODO` waits.
+pub(crate) fn coverage_is_true(document: &Source, sources: &[Source]) -> Vec<String> {
+    let tests = test_names(sources);
+    let (mut found, mut row) = (Vec::new(), 0);
+    for (at, line) in document.text.lines().enumerate() {
+        row = if line.starts_with('|') { row + 1 } else { 0 };
+        // The first two lines of a table are its head.
+        if row < 3 {
+            continue;
+        }
+        let cell = line.trim_end_matches('|').rsplit('|').next().unwrap_or_default().trim();
+        if cell.starts_with("TODO(") || REASONS.iter().any(|reason| cell.starts_with(reason)) {
+            continue;
+        }
+        let names: Vec<&str> = cell.split('`').skip(1).step_by(2).collect();
+        if names.is_empty() {
+            let what = format!("the row names no test; name one, or begin with one of {REASONS:?}");
+            found.push(document.says(at + 1, what));
+        }
+        for name in names.iter().filter(|name| !is_test(name, &tests, sources)) {
+            let what = format!("there is no test `{name}`; write it or correct the row");
+            found.push(document.says(at + 1, what));
+        }
+    }
+    found
+}
+
 /// Every test as `file::name`, where the file is the last part of the path without its ending.
 fn test_names(sources: &[Source]) -> Vec<String> {
     let mut found = Vec::new();

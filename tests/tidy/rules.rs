@@ -128,6 +128,8 @@ fn is_everywhere(file: &Source, tokens: &[Token<'_>], at: usize) -> bool {
         || follows(tokens, at, &["test"])
         || follows(tokens, at, &["all", "(", "test"])
         || follows(tokens, at, &["feature", "="])
+        // What stands for a feature that is off.
+        || follows(tokens, at, &["not", "(", "feature", "="])
 }
 
 /// In an op file: the three methods that differ per backend, or an item at the left margin.

@@ -67,6 +67,7 @@ fn a_stray_cfg_is_found() {
         check("src/shard/mod.rs", "#[cfg(test)]\nmod tests {}\n#[cfg(feature = \"x\")]\nmod x;\n"),
         []
     );
+    assert_eq!(check("src/shard/mod.rs", "#[cfg(not(feature = \"x\"))]\nmod x;\n"), []);
     assert_eq!(check("src/shard/mod.rs", "#[cfg(not(test))]\nfn f() {}\n"), [1]);
     assert_eq!(check("src/sync.rs", "#[cfg(loom)]\nuse loom::x;\n#[cfg(unix)]\nuse y;\n"), [3]);
     assert_eq!(check("src/driver/sys/mod.rs", linux), []);
@@ -143,6 +144,24 @@ fn an_invariant_without_its_test_is_found() {
     assert_eq!(check(1, "| 1 | Local. | `src/buf/pool.rs compile_fail` |\n"), [2]);
     assert_eq!(check(1, "# Other\n| 1 | Cancel. | `it_comes_home` |\n"), [1], "another section");
     assert_eq!(check(2, "| 1 | Cancel. | `it_comes_home` |\n"), [1], "the second is missing");
+}
+
+#[test]
+fn a_row_of_the_coverage_without_its_test_is_found() {
+    let sources = [Source::new("tests/server.rs", "#[test]\nfn it_serves() {}\n")];
+    let check = |row: &str| {
+        let text = format!("words\n| Topic | Test |\n| --- | --- |\n{row}\n");
+        lines(|file| document::coverage_is_true(file, &sources), "docs/coverage.md", &text)
+    };
+    assert_eq!(check("| TCP | `server::it_serves` |"), []);
+    assert_eq!(check("| `server::gone` | here | `server::it_serves` |"), [], "only the last cell counts");
+    assert_eq!(check("| TCP | `server::it_serves`, `server::gone` |"), [4], "each name must exist");
+    assert_eq!(check("| TCP | `server::gone` |\n| UDP | `gone` |"), [4, 5]);
+    assert_eq!(check("| TCP | |"), [4], "neither a test nor a reason");
+    assert_eq!(check("| TCP | by reading |"), [4]);
+    assert_eq!(check("| HTTP | Later: `http` is a protocol of applications |"), []);
+    assert_eq!(check("| Strands | Not offered: nothing needs them |"), []);
+    assert_eq!(check("| TLS | TODO(branch) `tls::gone` |"), []);
 }
 
 #[test]

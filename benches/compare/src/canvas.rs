@@ -20,6 +20,8 @@ pub fn colour(server: &str) -> RGBColor {
         "anabranch-completion" => RGBColor(143, 34, 0),
         "anabranch-readiness" => RGBColor(245, 146, 80),
         "anabranch-completion-readiness" => RGBColor(205, 120, 85),
+        "anabranch-server" => RGBColor(190, 88, 120),
+        "anabranch-server-readiness" => RGBColor(224, 150, 170),
         "tokio" => RGBColor(118, 148, 186),
         "compio" => RGBColor(130, 172, 140),
         "monoio" => RGBColor(165, 144, 190),
@@ -37,6 +39,8 @@ pub fn label(server: &str) -> &str {
         "anabranch-completion" => "anabranch completion",
         "anabranch-readiness" => "anabranch readiness",
         "anabranch-completion-readiness" => "anabranch compl. readiness",
+        "anabranch-server" => "anabranch server",
+        "anabranch-server-readiness" => "anabranch server readiness",
         "asio" => "Asio (C++)",
         other => other,
     }

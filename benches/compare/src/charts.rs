@@ -64,6 +64,9 @@ fn title_of(scenario: &str) -> String {
             let awake = if spin { ", client awake" } else { "" };
             format!("TCP, {}, {size}{at_once}{awake}", many(connections, "connection"))
         }
+        Scenario::Tls { connections, size, outstanding } => {
+            format!("TLS, {}, {size} B, {outstanding} on the way", many(connections, "connection"))
+        }
         Scenario::Udp { sockets, .. } => format!("UDP, {}, 32 B", many(sockets, "client")),
         Scenario::BulkUdp { sockets } => format!("UDP bulk, {}, 1200 B", many(sockets, "client")),
         Scenario::FanOut { subscribers, ahead } => {

@@ -9,6 +9,8 @@ pub enum Scenario {
     /// TCP echo over `connections`, each with `outstanding` messages of `size` bytes on the way. `spin`: the
     /// client never sleeps, so that the server does not pay for waking it.
     Echo { connections: usize, size: usize, outstanding: usize, spin: bool },
+    /// The same over TLS 1.3.
+    Tls { connections: usize, size: usize, outstanding: usize },
     /// UDP echo of 32-byte datagrams.
     Udp { sockets: usize, outstanding: usize },
     /// UDP echo of 1200-byte datagrams, sent by the client in bursts of 16 that are cut by the kernel.
@@ -32,6 +34,7 @@ pub enum Scenario {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, clap::ValueEnum)]
 pub enum Role {
     Echo,
+    Tls,
     Udp,
     BulkUdp,
     FanOut,
@@ -47,6 +50,7 @@ impl Scenario {
     pub fn role(self) -> Role {
         match self {
             Scenario::Echo { .. } | Scenario::Churn { .. } | Scenario::Idle { .. } => Role::Echo,
+            Scenario::Tls { .. } => Role::Tls,
             Scenario::Udp { .. } => Role::Udp,
             Scenario::BulkUdp { .. } => Role::BulkUdp,
             Scenario::FanOut { .. } | Scenario::Stalled { .. } => Role::FanOut,
@@ -58,7 +62,7 @@ impl Scenario {
     /// What one "message" of the tables is.
     pub fn unit(self) -> &'static str {
         match self {
-            Scenario::Echo { .. } => "message",
+            Scenario::Echo { .. } | Scenario::Tls { .. } => "message",
             Scenario::Udp { .. } | Scenario::BulkUdp { .. } => "datagram",
             Scenario::FanOut { .. } | Scenario::Stalled { .. } => "delivery",
             Scenario::Churn { .. } | Scenario::Idle { .. } => "connection",
@@ -83,6 +87,10 @@ impl Scenario {
                 "TCP echo, {connections} connection{}, {size}-byte messages, {outstanding} outstanding on each{}",
                 plural(connections),
                 if spin { ", the client never sleeps" } else { "" }
+            ),
+            Scenario::Tls { connections, size, outstanding } => format!(
+                "TLS 1.3 echo, {connections} connection{}, {size}-byte messages, {outstanding} outstanding on each",
+                plural(connections)
             ),
             Scenario::Udp { sockets, outstanding } => {
                 format!(
@@ -129,6 +137,9 @@ impl fmt::Display for Scenario {
                 let spin = if *spin { "-spin" } else { "" };
                 write!(f, "c{connections}-s{size}-k{outstanding}{spin}")
             }
+            Scenario::Tls { connections, size, outstanding } => {
+                write!(f, "tls-c{connections}-s{size}-k{outstanding}")
+            }
             Scenario::Udp { sockets, .. } => write!(f, "udp{sockets}"),
             Scenario::BulkUdp { sockets } => write!(f, "bulk-udp{sockets}"),
             Scenario::FanOut { subscribers, ahead: AHEAD } => write!(f, "fanout{subscribers}"),
@@ -159,6 +170,10 @@ impl FromStr for Scenario {
                 return Ok(make(number(rest)?));
             }
         }
+        let (text, tls) = match text.strip_prefix("tls-") {
+            Some(text) => (text, true),
+            None => (text, false),
+        };
         let (text, spin) = match text.strip_suffix("-spin") {
             Some(text) => (text, true),
             None => (text, false),
@@ -167,7 +182,11 @@ impl FromStr for Scenario {
         let [c, s, k] = parts[..] else { return Err(unknown()) };
         let part = |text: &str, prefix| text.strip_prefix(prefix).ok_or_else(unknown).and_then(number);
         let (connections, size, outstanding) = (part(c, "c")?, part(s, "s")?, part(k, "k")?);
-        Ok(Scenario::Echo { connections, size, outstanding, spin })
+        match tls {
+            true if spin => Err(unknown()),
+            true => Ok(Scenario::Tls { connections, size, outstanding }),
+            false => Ok(Scenario::Echo { connections, size, outstanding, spin }),
+        }
     }
 }
 
@@ -204,6 +223,16 @@ pub const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     ("growth", &["c10-s32-k1", "c100-s32-k1", "c1000-s32-k1", "c10000-s32-k1"]),
+    (
+        "tls",
+        &[
+            "tls-c100-s32-k1",
+            "tls-c100-s32-k16",
+            "tls-c100-s1024-k1",
+            "tls-c100-s16384-k1",
+            "tls-c1-s16384-k16",
+        ],
+    ),
     ("udp", &["udp1", "udp100"]),
     ("bulk-udp", &["bulk-udp4"]),
     ("fanout", &["fanout10", "fanout100", "fanout1000", "fanout10000"]),
@@ -221,6 +250,7 @@ pub const GROUPS: &[(&str, &[&str])] = &[
         &[
             "c10-s1024-k4",
             "c2-s65536-k2",
+            "tls-c2-s20000-k2",
             "udp2",
             "bulk-udp1",
             "fanout10",
@@ -238,6 +268,7 @@ const ALL: &[&str] = &[
     "spin",
     "tcp",
     "growth",
+    "tls",
     "udp",
     "bulk-udp",
     "fanout",

@@ -22,12 +22,21 @@ impl Local {
             return self.begin_to_try(row, found);
         }
         self.lookups.push_back((id, host, port));
+        // Whoever connects and closes again and again while a look-up takes long does not fill the queue.
+        if self.lookups.len() > 2 * self.sockets.len() {
+            let lookups = std::mem::take(&mut self.lookups);
+            self.lookups = lookups.into_iter().filter(|(id, ..)| self.row(*id).is_some()).collect();
+        }
         self.look_up();
     }
 
     /// Hands look-ups to the pool of blocking threads, as many as it takes; each that ends makes room for the next.
     fn look_up(&mut self) {
         while let Some((id, host, port)) = self.lookups.pop_front() {
+            // It may have been closed meanwhile.
+            if self.row(id).is_none() {
+                continue;
+            }
             let (shared, index) = (Arc::clone(&self.shared), self.index);
             let again = (id, host.clone(), port);
             let job = Box::new(move || {
@@ -42,9 +51,7 @@ impl Local {
 
     pub(super) fn on_resolved(&mut self, id: SocketId, found: Result<Vec<SocketAddr>, String>) {
         self.look_up();
-        let word = self.shared.ids.look(id).filter(|word| word.shard() == self.index);
-        let row = word.and_then(|word| word.row()).filter(|row| self.has(*row, id));
-        if let Some(row) = row {
+        if let Some(row) = self.row(id) {
             self.begin_to_try(row, found);
         }
     }
@@ -113,6 +120,8 @@ impl Local {
 mod tests {
     use super::*;
     use crate::api::event::{OpenSocket, Sockets, run};
+    use crate::config::Config;
+    use crate::driver::sys::host::Job;
     use socket2::SockRef;
     use std::sync::mpsc;
     use std::time::Duration;
@@ -165,5 +174,42 @@ mod tests {
         let plainly = [true, false, false];
         let quickly = [true, true, false];
         assert_eq!(all, [(0, plainly), (plain, plainly), (quick, quickly), (early, quickly)]);
+    }
+    #[test]
+    fn look_ups_of_closed_sockets_are_forgotten_while_the_resolver_takes_long() {
+        const CONNECTS: usize = 1000;
+        let few = |config: Config| {
+            config.with_limits(|limits| (limits.blocking_threads_max, limits.blocking_queue_max) = (1, 1))
+        };
+        let sockets = OpenSocket::builder().config(few).build();
+        let (open, gate) = mpsc::channel::<()>();
+        let (sender, told) = mpsc::channel();
+        let mut gate = Some(gate);
+        let run = sockets.run(move |sockets, _| {
+            let waiting = |job: Option<Job>| {
+                let mut waiting = 0;
+                run::on_shard(&sockets.shared, 0, |local| {
+                    let local = local.borrow();
+                    job.into_iter().for_each(|job| assert!(local.shard.core.run_blocking(job).is_ok()));
+                    waiting = local.lookups.len();
+                });
+                waiting
+            };
+            let Some(gate) = gate.take() else { return };
+            waiting(Some(Box::new(move || gate.recv().unwrap_or_default())));
+            // One of them waits for the thread of the pool, and the rest for a place there.
+            let kept = [(); 3].map(|()| sockets.connect(3, "localhost", 1).unwrap());
+            for _ in 0..CONNECTS {
+                let id = sockets.connect(3, "localhost", 1).unwrap();
+                sockets.close(3, id);
+                assert!(waiting(None) <= 2 * (kept.len() + 1));
+            }
+            kept.into_iter().for_each(|id| sockets.close(3, id));
+            sender.send(()).unwrap();
+        });
+        run.unwrap();
+        sockets.close(77, 12_345);
+        told.recv_timeout(Duration::from_secs(30)).unwrap();
+        drop(open);
     }
 }

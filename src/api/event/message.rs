@@ -93,7 +93,8 @@ pub enum Opened {
     Bound,
 }
 
-/// What failed. Its text is that of the system where the system refused something.
+/// What failed. Its text is that of the system where the system refused something, as in the original at most 128 bytes
+/// of it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 #[non_exhaustive]
 pub enum Trouble {
@@ -125,7 +126,16 @@ impl Trouble {
 pub(super) fn text_of(error: &std::io::Error) -> String {
     let text = error.to_string();
     let text = text.split(" (os error ").next().unwrap_or_default();
-    text.strip_prefix("failed to lookup address information: ").unwrap_or(text).to_owned()
+    cut(text.strip_prefix("failed to lookup address information: ").unwrap_or(text)).to_owned()
+}
+
+/// Longest text of an event, in bytes.
+const TEXT_BYTES_MAX: usize = 128;
+
+/// The whole characters of a text that are not too many.
+fn cut(text: &str) -> &str {
+    let end = (0..=text.len().min(TEXT_BYTES_MAX)).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 impl fmt::Display for Opened {
@@ -211,5 +221,17 @@ mod tests {
         assert_eq!(refused.to_string(), format!("{words} (os error {})", refused.raw_os_error().unwrap()));
         let name = std::io::Error::other("failed to lookup address information: Name or service not known");
         assert_eq!(Trouble::of(&name).to_string(), "Name or service not known");
+    }
+
+    #[test]
+    fn texts_of_more_than_128_bytes_are_cut_behind_a_whole_character() {
+        let told = |text: String| Trouble::of(&std::io::Error::other(text)).to_string();
+        assert_eq!(told("x".repeat(128)), "x".repeat(128));
+        assert_eq!(told("x".repeat(129)), "x".repeat(128));
+        // Two bytes each, the first of them at an odd place.
+        assert_eq!(told(format!("x{}", "ß".repeat(100))), format!("x{}", "ß".repeat(63)));
+        // What is left out before does not count.
+        let name = format!("failed to lookup address information: {}", "x".repeat(128));
+        assert_eq!(told(name), "x".repeat(128));
     }
 }

@@ -17,7 +17,8 @@ fn erased(memory: Option<Memory>) -> Pool {
     Pool::over(memory.expect("a little memory"), Purpose::Streams, true, Box::new(|| {}))
 }
 
-fn filled(pool: &Pool, bytes: &[u8]) -> Lease {
+/// What a receive of these bytes into a buffer of its own would bring.
+pub(crate) fn filled(pool: &Pool, bytes: &[u8]) -> Lease {
     let id = pool.take().expect("a free buffer");
     // SAFETY: the buffer was just taken, so it is ours alone, and it is large enough.
     unsafe { pool.pointer(id).copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }

@@ -18,7 +18,7 @@ use super::socket;
 use crate::driver::op::Direction;
 use socket2::{SockAddr, SockRef};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr};
+use std::net::{Shutdown, SocketAddr};
 use std::time::Duration;
 
 /// An open socket or file. Dropping it closes it.
@@ -45,6 +45,8 @@ macro_rules! on {
         }
     };
 }
+
+mod casting;
 
 /// The negated number of an error.
 fn number_of(error: &io::Error) -> i32 {
@@ -392,33 +394,6 @@ impl Descriptor {
 
     pub(crate) fn set_reuse_port(&self, reuse: bool) -> io::Result<()> {
         on!(self, fd => os::set_reuse_port(fd, reuse), simulated => simulated.set_reuse_port(reuse))
-    }
-
-    pub(crate) fn set_broadcast(&self, broadcast: bool) -> io::Result<()> {
-        on!(self, fd => SockRef::from(fd).set_broadcast(broadcast), simulated => simulated.set_broadcast(broadcast))
-    }
-
-    pub(crate) fn join_multicast_v4(&self, group: Ipv4Addr, interface: Ipv4Addr) -> io::Result<()> {
-        on!(self, fd => SockRef::from(fd).join_multicast_v4(&group, &interface),
-            simulated => { let _ = interface; simulated.join(group.into()) })
-    }
-
-    pub(crate) fn leave_multicast_v4(&self, group: Ipv4Addr, interface: Ipv4Addr) -> io::Result<()> {
-        on!(self, fd => SockRef::from(fd).leave_multicast_v4(&group, &interface),
-            simulated => { let _ = interface; simulated.leave(group.into()) })
-    }
-
-    pub(crate) fn join_multicast_v6(&self, group: Ipv6Addr, interface: u32) -> io::Result<()> {
-        on!(self, fd => SockRef::from(fd).join_multicast_v6(&group, interface),
-            simulated => { let _ = interface; simulated.join(group.into()) })
-    }
-
-    /// Sizes of the kernel's buffers; a simulated kernel keeps its own.
-    pub(crate) fn set_buffer_sizes(&self, receive: usize, send: usize) -> io::Result<()> {
-        on!(self, fd => {
-            SockRef::from(fd).set_recv_buffer_size(receive)?;
-            SockRef::from(fd).set_send_buffer_size(send)
-        }, _simulated => { let _ = (receive, send); Ok(()) })
     }
 
     /// Lets the kernel join datagrams. A simulated kernel never does, which any may.

@@ -18,6 +18,7 @@ pub(crate) mod host;
 pub(crate) mod iocp;
 pub(crate) mod messages;
 pub(crate) mod os;
+pub(crate) mod passing;
 pub(crate) mod pipe;
 #[cfg(unix)]
 pub(crate) mod poller;

@@ -73,6 +73,43 @@ impl Stream {
         Ok(Ok(()))
     }
 
+    /// Queues payloads that stay together: all of them, or none if there is no room for all. As with one, they always
+    /// fit if nothing is queued.
+    ///
+    /// # Errors
+    ///
+    /// As [`send`](Self::send); `payloads` is left as it was then.
+    pub(crate) fn send_together(
+        &mut self,
+        core: &mut Common,
+        engine: &mut Engine,
+        payloads: &mut Vec<Payload>,
+    ) -> Result<Result<(), Error>, Full<()>> {
+        if let Some(error) = self.send_refusal(core) {
+            return Ok(Err(error));
+        }
+        let len = payloads.iter().map(Payload::len).sum();
+        if !self.has_room(engine, len) {
+            engine.refusals += 1;
+            return Err(Full(()));
+        }
+        self.outbound_bytes += len;
+        engine.outbound_total += len;
+        for payload in payloads.drain(..) {
+            if payload.is_empty() {
+                engine.drop_payload(payload);
+                continue;
+            }
+            let waits = self.sending.is_some() || !self.outbound.is_empty();
+            let crowded = self.pooled >= POOLED_OUTBOUND_MAX;
+            self.queue(engine, if crowded { payload.detach() } else { engine.made_to_leave(payload, waits) });
+        }
+        if self.sending.is_none() && !self.outbound.is_empty() {
+            self.make_dirty(core.id, engine);
+        }
+        Ok(Ok(()))
+    }
+
     #[inline]
     pub(super) fn send_refusal(&self, core: &Common) -> Option<Error> {
         if !core.is_open() {
@@ -154,6 +191,12 @@ impl Stream {
         self.outbound_bytes
     }
 
+    /// Bytes that have left, modulo 2^32.
+    #[inline]
+    pub(crate) fn bytes_left(&self) -> u32 {
+        self.bytes_left
+    }
+
     /// Gives the system what it takes without waiting, unless a send is in flight, which has to end first. What a send
     /// meets here is met again, and told, by the next operation on the connection.
     pub(crate) fn push_out(&mut self, core: &mut Common, engine: &mut Engine) {
@@ -188,6 +231,7 @@ impl Stream {
     #[inline]
     fn count_sent(&mut self, id: EndpointId, engine: &mut Engine, sent: usize) {
         engine.bytes_out += sent as u64;
+        self.bytes_left = self.bytes_left.wrapping_add(sent as u32);
         self.outbound_bytes -= sent;
         engine.release_outbound(sent);
         if let Some(cold) = &mut self.cold {

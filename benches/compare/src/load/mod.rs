@@ -4,6 +4,7 @@ mod churn;
 mod echo;
 mod fanout;
 mod idle;
+mod tls;
 mod udp;
 
 use crate::pattern::Pattern;
@@ -42,6 +43,7 @@ pub fn run(plan: &Plan) -> io::Result<Metrics> {
         Scenario::Echo { connections, size, outstanding, spin } => {
             echo::run(plan, connections, size, outstanding, spin)
         }
+        Scenario::Tls { connections, size, outstanding } => tls::run(plan, connections, size, outstanding),
         Scenario::Udp { sockets, outstanding } => udp::run(plan, sockets, 32, outstanding, 1),
         Scenario::BulkUdp { sockets } => udp::run(plan, sockets, 1200, 64, 16),
         Scenario::FanOut { subscribers, ahead } => fanout::run(plan, subscribers, ahead),

@@ -1,9 +1,10 @@
 //! anabranch, async surface, on either backend.
 
 use super::outbox::Messages;
-use super::{FANOUT_BACKLOG, Job, PUBLISHER, SUBSCRIBER, anabranch_bulk, micro};
+use super::{FANOUT_BACKLOG, Job, PUBLISHER, SUBSCRIBER, anabranch_bulk, micro, tls};
 use crate::scenario::Role;
 use anabranch::net::{TcpListener, TcpStream, UdpSocket};
+use anabranch::tls::{ServerTls, TlsAcceptor};
 use anabranch::{Backend, Broadcast, Config, Shard, spawn};
 use std::cell::RefCell;
 use std::io;
@@ -30,6 +31,9 @@ pub fn serve(job: Job, backend: Backend) -> io::Result<()> {
             _ => {}
         }
         let listener = TcpListener::bind(job.address).await?;
+        if job.role == Role::Tls {
+            return serve_tls(job, listener).await;
+        }
         job.ready();
         let room = Rc::new(RefCell::new(Room { members: Broadcast::new()?, streams: Vec::new() }));
         loop {
@@ -44,6 +48,23 @@ pub fn serve(job: Job, backend: Backend) -> io::Result<()> {
 }
 
 async fn echo(mut stream: TcpStream) -> io::Result<()> {
+    while let Some(bytes) = stream.recv().await? {
+        stream.send(bytes).await?;
+    }
+    stream.close().await
+}
+
+async fn serve_tls(job: Job, listener: TcpListener) -> io::Result<()> {
+    let acceptor = TlsAcceptor::new(ServerTls::from_rustls(tls::config()?));
+    job.ready();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        spawn(echo_tls(acceptor.clone(), stream)).detach();
+    }
+}
+
+async fn echo_tls(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<()> {
+    let mut stream = acceptor.accept(stream).await?;
     while let Some(bytes) = stream.recv().await? {
         stream.send(bytes).await?;
     }

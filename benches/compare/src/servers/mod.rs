@@ -4,6 +4,7 @@
 mod anabranch_async;
 mod anabranch_bulk;
 mod anabranch_completion;
+mod anabranch_server;
 mod bare_epoll;
 mod bare_uring;
 mod bare_uring_udp;
@@ -15,6 +16,7 @@ mod mio;
 mod monoio;
 mod outbox;
 mod ready;
+mod tls;
 mod tokio;
 
 use crate::scenario::Role;
@@ -66,6 +68,14 @@ pub enum Group {
     Ours,
     Peer,
 }
+
+/// What a server component has no part in.
+const NO_STREAMS: &[(Role, &str)] = &[
+    (Role::Udp, "a server component is about streams"),
+    (Role::BulkUdp, "a server component is about streams"),
+    (Role::Timers, "its timers are those of the async surface"),
+    (Role::Tasks, "its tasks are those of the async surface"),
+];
 
 const NO_RUNTIME: &[(Role, &str)] = &[(Role::Timers, "has no timers"), (Role::Tasks, "has no tasks")];
 
@@ -129,6 +139,22 @@ pub const SERVERS: &[Server] = &[
         micro: None,
     },
     Server {
+        name: "anabranch-server",
+        group: Group::Ours,
+        about: "server component with callbacks, its default limits and counters, on io_uring",
+        serve: |job| anabranch_server::serve(job, Backend::Uring),
+        missing: NO_STREAMS,
+        micro: None,
+    },
+    Server {
+        name: "anabranch-server-readiness",
+        group: Group::Ours,
+        about: "server component with callbacks on the readiness backend (epoll)",
+        serve: |job| anabranch_server::serve(job, Backend::Readiness),
+        missing: NO_STREAMS,
+        micro: None,
+    },
+    Server {
         name: "tokio",
         group: Group::Peer,
         about: "current-thread runtime",
@@ -186,6 +212,9 @@ pub fn find(name: &str) -> Option<&'static Server> {
 impl Server {
     /// Why it has no such role, if it has not.
     pub fn lacks(&self, role: Role) -> Option<&'static str> {
+        if role == Role::Tls && !tls::SERVERS.contains(&self.name) {
+            return Some("TLS is compared with tokio-rustls only");
+        }
         self.missing.iter().find(|(missing, _)| *missing == role).map(|(_, reason)| *reason)
     }
 

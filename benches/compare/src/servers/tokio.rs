@@ -1,7 +1,9 @@
 //! tokio, current-thread runtime.
 
 use super::outbox::Messages;
-use super::{DATAGRAM_BUFFER, FANOUT_BACKLOG, Job, MESSAGE, PUBLISHER, STREAM_BUFFER, SUBSCRIBER, micro};
+use super::{
+    DATAGRAM_BUFFER, FANOUT_BACKLOG, Job, MESSAGE, PUBLISHER, STREAM_BUFFER, SUBSCRIBER, micro, tls,
+};
 use crate::scenario::Role;
 use crate::sys;
 use bytes::Bytes;
@@ -13,6 +15,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::sync::mpsc;
 use tokio::time::{Sleep, sleep_until};
+use tokio_rustls::TlsAcceptor;
 
 fn runtime() -> io::Result<tokio::runtime::Runtime> {
     tokio::runtime::Builder::new_current_thread().enable_all().build()
@@ -24,6 +27,9 @@ pub fn serve(job: Job) -> io::Result<()> {
             return serve_udp(job).await;
         }
         let listener = TcpListener::from_std(sys::listener(job.address)?)?;
+        if job.role == Role::Tls {
+            return serve_tls(job, listener).await;
+        }
         job.ready();
         let room = Room::default();
         loop {
@@ -41,6 +47,26 @@ async fn echo(mut stream: TcpStream) -> io::Result<()> {
     let mut buffer = Vec::with_capacity(STREAM_BUFFER);
     while stream.read_buf(&mut buffer).await? > 0 {
         stream.write_all(&buffer).await?;
+        buffer.clear();
+    }
+    Ok(())
+}
+
+async fn serve_tls(job: Job, listener: TcpListener) -> io::Result<()> {
+    let acceptor = TlsAcceptor::from(tls::config()?);
+    job.ready();
+    loop {
+        let (stream, _) = listener.accept().await?;
+        tokio::spawn(echo_tls(acceptor.clone(), stream));
+    }
+}
+
+async fn echo_tls(acceptor: TlsAcceptor, stream: TcpStream) -> io::Result<()> {
+    let mut stream = acceptor.accept(stream).await?;
+    let mut buffer = Vec::with_capacity(STREAM_BUFFER);
+    while stream.read_buf(&mut buffer).await? > 0 {
+        stream.write_all(&buffer).await?;
+        stream.flush().await?;
         buffer.clear();
     }
     Ok(())

@@ -12,6 +12,10 @@ mod windows;
 pub(crate) mod words;
 
 #[cfg(unix)]
+pub use unix::Lend;
+#[cfg(unix)]
 pub(crate) use unix::*;
+#[cfg(windows)]
+pub use windows::Lend;
 #[cfg(windows)]
 pub(crate) use windows::*;

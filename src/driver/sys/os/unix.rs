@@ -14,11 +14,13 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::path::Path;
 
 /// What lends a descriptor of the system.
-pub(crate) use std::os::fd::AsFd as Lend;
+pub use std::os::fd::AsFd as Lend;
 /// An owned descriptor of the system.
 pub(crate) use std::os::fd::OwnedFd as Owned;
 /// An owned socket of the system.
 pub(crate) use std::os::fd::OwnedFd as OwnedSocket;
+/// A listening Unix socket, as the standard library has it.
+pub(crate) use std::os::unix::net::UnixListener as SystemUnixListener;
 /// A connection over a Unix socket, as the standard library has it.
 pub(crate) use std::os::unix::net::UnixStream as SystemUnixStream;
 
@@ -85,6 +87,16 @@ pub(crate) fn file(fd: &Owned) -> io::Result<File> {
 pub(crate) fn pair() -> io::Result<(Owned, Owned)> {
     let (a, b) = SystemUnixStream::pair()?;
     Ok((a.into(), b.into()))
+}
+
+/// A Unix socket that listens.
+pub(crate) fn unix_listener(socket: OwnedSocket) -> SystemUnixListener {
+    socket.into()
+}
+
+/// The path of a Unix socket's address, if it has one.
+pub(crate) fn path_of(address: &SockAddr) -> Option<&Path> {
+    address.as_pathname()
 }
 
 /// Opens a file to read it, or makes an empty one to write.
@@ -379,9 +391,7 @@ pub(crate) fn have_failed(sockets: &[RawFd]) -> Vec<bool> {
 /// start it costs nothing.
 pub(crate) fn reserve_descriptors(count: usize) {
     use nix::fcntl::{FcntlArg, fcntl};
-    use nix::sys::resource::{Resource, getrlimit};
-    let Ok((limit, _)) = getrlimit(Resource::RLIMIT_NOFILE) else { return };
-    let highest = usize::try_from(limit).unwrap_or(usize::MAX).min(count).saturating_sub(1);
+    let highest = descriptors_max().min(count).saturating_sub(1);
     let (Ok(null), Ok(highest)) = (std::fs::File::open("/dev/null"), i32::try_from(highest)) else { return };
     if let Ok(fd) = fcntl(&null, FcntlArg::F_DUPFD_CLOEXEC(highest)) {
         // SAFETY: invariant 1 (descriptors): the duplicate is new and nobody else's; it is closed right here.
@@ -414,6 +424,98 @@ pub(crate) fn is_inherited(fd: &Owned) -> bool {
     let flags = fcntl(fd, FcntlArg::F_GETFD).expect("the flags of an open descriptor");
     !FdFlag::from_bits_retain(flags).contains(FdFlag::FD_CLOEXEC)
 }
+
+/// The descriptors from `first` on that the process was started with, not inherited any further.
+///
+/// The caller promises for the program that nobody else owns them: whoever started it said so in its environment.
+pub(crate) fn inherited(first: RawFd, count: usize) -> io::Result<Vec<Owned>> {
+    let last = i32::try_from(count).ok().and_then(|count| first.checked_add(count));
+    let all = first..last.ok_or(io::ErrorKind::InvalidInput)?;
+    for raw in all.clone() {
+        // SAFETY: a plain system call, which refuses a number that is not open.
+        if unsafe { libc::fcntl(raw, libc::F_SETFD, libc::FD_CLOEXEC) } < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    // SAFETY: invariant 1 (descriptors): each is open, and the caller's promise.
+    Ok(all.map(|raw| unsafe { Owned::from_raw_fd(raw) }).collect())
+}
+
+/// Has them closed in programs that are started, where the system can do that at once.
+#[cfg(any(target_os = "linux", target_os = "android", target_os = "freebsd"))]
+const RECEIVE_CLOSED_ON_EXEC: i32 = libc::MSG_CMSG_CLOEXEC;
+#[cfg(not(any(target_os = "linux", target_os = "android", target_os = "freebsd")))]
+const RECEIVE_CLOSED_ON_EXEC: i32 = 0;
+
+/// Receives bytes, and the descriptors that came with them (unix(7): SCM_RIGHTS). Never blocks.
+pub(crate) fn receive_with_descriptors(
+    socket: &impl Lend,
+    room: &mut [u8],
+) -> io::Result<(usize, Vec<Owned>)> {
+    // As many as Linux lets a message carry (253), with its head; words, because the head is aligned.
+    let mut control = [0_u64; 160];
+    let mut range = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    // SAFETY: zeros are a valid header.
+    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+    header.msg_iov = &raw mut range;
+    header.msg_iovlen = 1;
+    header.msg_control = control.as_mut_ptr().cast();
+    header.msg_controllen = size_of_val(&control) as _;
+    let flags = libc::MSG_DONTWAIT | RECEIVE_CLOSED_ON_EXEC;
+    // SAFETY: invariant 1: the header refers to memory of this function, which outlives the call.
+    let received = called(|| unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, flags) });
+    if received < 0 {
+        return Err(io::Error::from_raw_os_error(-received));
+    }
+    // SAFETY: invariant 1 (descriptors): the system has just filled the header, and nobody else looks at it.
+    let descriptors = unsafe { carried(&header) };
+    if header.msg_flags & libc::MSG_CTRUNC != 0 {
+        // Those that came are closed here.
+        return Err(io::Error::other(
+            "not every descriptor of a message could be received; the process may be out of them",
+        ));
+    }
+    for descriptor in &descriptors {
+        use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+        fcntl(descriptor, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
+    }
+    Ok((received as usize, descriptors))
+}
+
+/// The descriptors that a received message carries.
+///
+/// # Safety
+///
+/// `recvmsg(2)` has filled the header, its control messages are still there, and this is called once.
+unsafe fn carried(header: &libc::msghdr) -> Vec<Owned> {
+    let mut descriptors = Vec::new();
+    // SAFETY: the caller's promise: these walk over what the system wrote, and each descriptor is new and nobody else's.
+    unsafe {
+        let mut at = libc::CMSG_FIRSTHDR(header);
+        while let Some(message) = at.as_ref() {
+            if (message.cmsg_level, message.cmsg_type) == (libc::SOL_SOCKET, libc::SCM_RIGHTS) {
+                let data = libc::CMSG_DATA(at).cast::<RawFd>();
+                let len: usize = message.cmsg_len as _;
+                let bytes = len.saturating_sub(data as usize - at as usize);
+                for index in 0..bytes / size_of::<RawFd>() {
+                    descriptors.push(Owned::from_raw_fd(data.add(index).read_unaligned()));
+                }
+            }
+            at = libc::CMSG_NXTHDR(header, at);
+        }
+    }
+    descriptors
+}
+
+/// Descriptors that the process may have open, as its soft limit says now (getrlimit(2): RLIMIT_NOFILE).
+pub(crate) fn descriptors_max() -> usize {
+    use nix::sys::resource::{Resource, getrlimit};
+    getrlimit(Resource::RLIMIT_NOFILE)
+        .map_or(DESCRIPTORS_ASSUMED, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
+}
+
+/// What is assumed where the system does not tell: the least that POSIX promises is less, what is usual is this.
+const DESCRIPTORS_ASSUMED: usize = 1024;
 
 /// Sets whether calls on `fd` block.
 pub(crate) fn set_nonblocking(fd: &impl Lend, nonblocking: bool) -> io::Result<()> {

@@ -24,9 +24,11 @@ use windows_sys::Win32::System::Threading::{
 };
 
 /// What lends a socket of the system.
-pub(crate) use std::os::windows::io::AsSocket as Lend;
+pub use std::os::windows::io::AsSocket as Lend;
 /// The standard library has no Unix sockets here; this is one as it has any socket.
 pub(crate) use std::os::windows::io::OwnedSocket as SystemUnixStream;
+/// The same of one that listens.
+pub(crate) use std::os::windows::io::OwnedSocket as SystemUnixListener;
 
 /// The number of a socket or a handle.
 pub(crate) type Raw = usize;
@@ -141,6 +143,16 @@ pub(crate) fn is_overlapped_file(owned: &Owned) -> bool {
 /// Another socket for the same thing.
 pub(crate) fn duplicate(lender: &impl Lend) -> io::Result<Owned> {
     Ok(Owned::Socket(lender.as_socket().try_clone_to_owned()?))
+}
+
+/// There is none here.
+pub(crate) fn unix_listener(socket: OwnedSocket) -> SystemUnixListener {
+    socket
+}
+
+/// No address is a path here.
+pub(crate) fn path_of(_: &SockAddr) -> Option<&Path> {
+    None
 }
 
 /// Another handle of a file.
@@ -510,6 +522,11 @@ pub(crate) fn is_inherited(owned: &Owned) -> bool {
     let told = unsafe { foundation::GetHandleInformation(raw(owned) as _, &mut flags) };
     assert_ne!(told, 0, "the flags of an open handle");
     flags & foundation::HANDLE_FLAG_INHERIT != 0
+}
+
+/// Sockets that a process may have open. The system has no limit of its own but memory.
+pub(crate) fn descriptors_max() -> usize {
+    65_536
 }
 
 /// There is no table to make room in.

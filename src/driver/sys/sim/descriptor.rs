@@ -161,6 +161,18 @@ impl Descriptor {
         self.set(Flag::Broadcast, broadcast)
     }
 
+    pub(crate) fn set_only_v6(&self, only: bool) -> io::Result<()> {
+        self.set(Flag::OnlyV6, only)
+    }
+
+    pub(crate) fn set_multicast_loop(&self, loops: bool) -> io::Result<()> {
+        self.set(Flag::MulticastLoop, loops)
+    }
+
+    pub(crate) fn set_multicast_ttl(&self, ttl: u8) -> io::Result<()> {
+        self.call(|world, id| world.set_option(id, Flag::MulticastTtl, ttl.into())).map_err(error)
+    }
+
     pub(crate) fn join(&self, group: IpAddr) -> io::Result<()> {
         self.call(|world, id| world.join_multicast(id, group, None)).map_err(error)
     }
