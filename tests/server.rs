@@ -96,7 +96,7 @@ impl Handler for Scribe {
         }
     }
 
-    fn on_send(&self, session: &Session, bytes: u32) {
+    fn on_send(&self, session: &Session, bytes: u64) {
         assert!(bytes > 0);
         if session.pending() == 0 {
             self.log.add("sent");

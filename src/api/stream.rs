@@ -34,8 +34,8 @@ pub(crate) struct Flow {
 pub(crate) struct Outbound {
     /// Bytes queued or in flight.
     pub(crate) queued: usize,
-    /// Bytes that have left, modulo 2^32.
-    pub(crate) left: u32,
+    /// Bytes that have left since they are counted: whether it changes is what tells.
+    pub(crate) left: u64,
 }
 
 fn waiter(context: &Context<'_>) -> Waiter {

@@ -150,7 +150,7 @@ pub trait Handler: Send + Sync + Sized + 'static {
 
     /// `bytes` more have left, codec and TLS included; [`pending`](Session::pending) wait. Only if
     /// [`REPORTS_SENT`](Self::REPORTS_SENT).
-    fn on_send(&self, session: &Session, bytes: u32) {
+    fn on_send(&self, session: &Session, bytes: u64) {
         let _ = (session, bytes);
     }
 

@@ -30,14 +30,7 @@ pub(super) struct Life<H: Handler> {
 impl<H: Handler> Life<H> {
     pub(super) fn new(member: Rc<Member<H>>, session: Rc<Session>, state: H::State) -> Life<H> {
         member.registry.open(&session);
-        event!(
-            DEBUG,
-            "anabranch::connection",
-            shard = session.core.link.id,
-            conn = %session.id(),
-            peer = session.peer_addr().map(tracing::field::display),
-            "connection accepted"
-        );
+        tell(&session, "connection accepted");
         Life { member, conn: Conn::new(session, state), lives: true }
     }
 
@@ -82,14 +75,7 @@ impl<H: Handler> Life<H> {
             session.set_stage(Stage::Open);
             member.registry.greet(&session);
             member.dials.opened(session.id());
-            event!(
-                DEBUG,
-                "anabranch::connection",
-                shard = session.core.link.id,
-                conn = %session.id(),
-                peer = session.peer_addr().map(tracing::field::display),
-                "connection open"
-            );
+            tell(&session, "connection open");
             handler.run(conn).await
         };
         let mut work = pin!(work);
@@ -144,6 +130,19 @@ impl<H: Handler> Drop for Life<H> {
     }
 }
 
+/// Tells a subscriber how far a connection has come.
+fn tell(session: &Session, what: &'static str) {
+    event!(
+        DEBUG,
+        "anabranch::connection",
+        shard = session.core.link.id,
+        conn = %session.id(),
+        peer = session.peer_addr().map(tracing::field::display),
+        "{what}"
+    );
+    let _ = (session, what);
+}
+
 /// Sends what is queued and closes; at once when somebody has no more patience with it.
 async fn close(session: &Session, link: Link) {
     let endpoint = link.endpoint();
@@ -165,7 +164,7 @@ struct Guard<'a, H> {
     watch: Watch,
     timer: Option<Sleep>,
     /// Bytes of whose departure the handler knows.
-    left: u32,
+    left: u64,
     /// The session knows the task.
     known: bool,
     /// The handler knows that it is to come to an end.
@@ -255,8 +254,8 @@ impl<'a, H: Handler> Guard<'a, H> {
         // What fails is met by the handler's next operation.
         let _ = self.session.poll_flush(context);
         let left = self.session.outbound().left;
-        let sent = left.wrapping_sub(std::mem::replace(&mut self.left, left));
-        if sent > 0 {
+        if left > self.left {
+            let sent = left - std::mem::replace(&mut self.left, left);
             self.handler.on_send(&self.session, sent);
         }
     }

@@ -224,7 +224,7 @@ impl Registry {
     }
 
     /// From now on a connection gets bytes of its own, because it goes over to TLS: nothing may be put into its queue past it.
-    #[allow(dead_code, reason = "nothing goes over to TLS without the feature")]
+    #[cfg(feature = "tls")]
     pub(super) fn stop_sharing(&self, session: &Rc<Session>) {
         let (mut everybody, mut rooms) = (self.everybody.borrow_mut(), self.rooms.borrow_mut());
         everybody.iter_mut().chain(rooms.values_mut()).for_each(|room| room.stop_sharing(session));
@@ -297,6 +297,7 @@ impl Room {
         }
     }
 
+    #[cfg(feature = "tls")]
     fn stop_sharing(&mut self, session: &Rc<Session>) {
         if self.names.remove(&session.endpoint()).is_some() {
             self.sharing.leave(session.endpoint());

@@ -318,7 +318,7 @@ impl Session {
     }
 
     /// It gets broadcasts by [`push`](Self::push) only, from now on.
-    #[allow(dead_code, reason = "nothing goes over to TLS without the feature")]
+    #[cfg(feature = "tls")]
     pub(super) fn stop_sharing(self: &Rc<Session>) {
         self.registry.stop_sharing(self);
     }
@@ -361,7 +361,7 @@ impl Session {
     }
 
     /// The link has become another one, on the same connection.
-    #[allow(dead_code, reason = "nothing becomes another link without the feature `tls`")]
+    #[cfg(feature = "tls")]
     pub(super) fn put_link(&self, link: Link) {
         self.link.replace(Some(link));
     }

@@ -23,8 +23,8 @@ pub(super) struct Look {
     pub(super) stage: Stage,
     /// Bytes that wait to be sent.
     pub(super) queued: usize,
-    /// Bytes that have left, modulo 2^32.
-    pub(super) left: u32,
+    /// Bytes that have left since they are counted.
+    pub(super) left: u64,
     /// Bytes of a message that is not whole.
     pub(super) partial: Option<usize>,
 }
@@ -53,9 +53,9 @@ pub(super) struct Watch {
     sends: bool,
     opened: Instant,
     /// What had left at the first look that found this much, and when that was. None while nothing waits.
-    stalled: Option<(u32, Instant)>,
+    stalled: Option<(u64, Instant)>,
     /// What had been given to be sent, and what had left, at the last look.
-    last: (u64, u32),
+    last: (u64, u64),
     /// Messages received when the one began that is not whole, and when that was.
     begun: Option<(u64, Instant)>,
 }
@@ -221,7 +221,7 @@ mod tests {
 
     #[test]
     fn broadcasts_that_leave_put_idleness_off() {
-        let told = |second: u64| At { look: Look { left: second.min(200) as u32, ..open().look }, ..open() };
+        let told = |second: u64| At { look: Look { left: second.min(200), ..open().look }, ..open() };
         let (second, reason) = first(&policy(), told);
         assert_eq!(reason, "idle");
         assert!((320..=360).contains(&second), "{second}");
@@ -266,7 +266,7 @@ mod tests {
         }
         let little = |second| At {
             bytes_out: second,
-            look: Look { queued: 5, left: second as u32 / 10, ..open().look },
+            look: Look { queued: 5, left: second / 10, ..open().look },
             ..open()
         };
         assert_eq!(first(&policy(), little).1, "nothing");

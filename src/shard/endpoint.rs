@@ -101,7 +101,7 @@ pub(crate) struct Endpoint {
     pub(crate) kind: Kind,
 }
 
-const _: () = assert!(size_of::<Endpoint>() <= 120);
+const _: () = assert!(size_of::<Endpoint>() <= 112);
 
 /// What every endpoint has.
 pub(crate) struct Common {

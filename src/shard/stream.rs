@@ -45,8 +45,6 @@ pub(crate) struct Stream {
     outbound: List,
     /// Bytes queued or in flight.
     outbound_bytes: usize,
-    /// Bytes that have left, modulo 2^32.
-    bytes_left: u32,
     standing: Standing,
     /// Buffers of the pool in the outbound queue.
     pooled: u16,
@@ -62,7 +60,7 @@ pub(crate) struct Stream {
     cold: Option<Box<Cold>>,
 }
 
-const _: () = assert!(size_of::<Stream>() <= 88);
+const _: () = assert!(size_of::<Stream>() <= 80);
 
 /// What most connections lack most of the time.
 #[derive(Default)]
@@ -73,7 +71,7 @@ struct Cold {
     flusher: Waiter,
     /// Submissions with a tag, by the count of sent bytes at which they are done; they lie in [`Engine::tags`].
     tags: List,
-    /// Bytes that have left since the first tag.
+    /// Bytes that have left since somebody has wanted to know: since the first tag, say.
     sent_total: u64,
     zero_copy: ZeroCopy,
     /// The bytes of the last zero-copy send.

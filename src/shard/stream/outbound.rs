@@ -191,10 +191,13 @@ impl Stream {
         self.outbound_bytes
     }
 
-    /// Bytes that have left, modulo 2^32.
-    #[inline]
-    pub(crate) fn bytes_left(&self) -> u32 {
-        self.bytes_left
+    /// Bytes that have left since they are counted, which is from a call on that finds something waiting, or from joining
+    /// a broadcast on.
+    pub(crate) fn bytes_left(&mut self) -> u64 {
+        if self.outbound_bytes > 0 {
+            return self.cold().sent_total;
+        }
+        self.cold.as_ref().map_or(0, |cold| cold.sent_total)
     }
 
     /// Gives the system what it takes without waiting, unless a send is in flight, which has to end first. What a send
@@ -231,7 +234,6 @@ impl Stream {
     #[inline]
     fn count_sent(&mut self, id: EndpointId, engine: &mut Engine, sent: usize) {
         engine.bytes_out += sent as u64;
-        self.bytes_left = self.bytes_left.wrapping_add(sent as u32);
         self.outbound_bytes -= sent;
         engine.release_outbound(sent);
         if let Some(cold) = &mut self.cold {
